@@ -1,0 +1,36 @@
+# make demo   trains on this machine and prints what it did      (needs Python >= 3.10 and Java >= 17)
+# make test   all tests; make test-fast leaves out those that need Java
+# make check  format, lint, types
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-fast check format clean
+
+demo: $(INSTALLED)
+	$(BIN)/fatwood demo
+
+test: test-fast
+	$(BIN)/pytest -q -m spark
+
+test-fast: $(INSTALLED)
+	$(BIN)/pytest -q -m "not spark"
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

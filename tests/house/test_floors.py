@@ -1,0 +1,134 @@
+"""The house of docs/architecture.md: who may import whom, and how large a room may grow."""
+
+from __future__ import annotations
+
+import ast
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fatwood
+
+PACKAGE = Path(fatwood.__file__).parent
+FLOORS = {
+    "errors": 0,
+    "blueprint": 1,
+    "checkpoint": 1,
+    "codec": 1,
+    "data": 1,
+    "evaluation": 1,
+    "exchange": 1,
+    "storage": 1,
+    "train": 2,
+    "spark": 3,
+    "model": 4,
+    "demo": 5,
+    "testing": 5,
+    "cli": 6,
+    "__init__": 7,
+}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(parts: tuple[str, ...]) -> str:
+    return parts[0] if parts else "__init__"
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    """Every module that a file imports, wherever in it, with the line."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == "fatwood" else [module]
+            found += [(node.lineno, name) for name in names]
+    return found
+
+
+def forbidden(path: Path) -> list[str]:
+    own = room(path.relative_to(PACKAGE).with_suffix("").parts)
+    wrong = []
+    for line, module in imports(path):
+        top, _, rest = module.partition(".")
+        if top in ("pyspark", "py4j") and own != "spark" and not _only_for_types(path, line):
+            wrong.append(f"{path.name}:{line}: {own} imports {module}; only spark/ may")
+        if top != "fatwood":
+            continue
+        other = room(tuple(rest.split("."))) if rest else "__init__"
+        if other != own and FLOORS[other] >= FLOORS[own]:
+            wrong.append(
+                f"{path.name}:{line}: {own} (floor {FLOORS[own]}) imports {other} (floor {FLOORS[other]})"
+            )
+    return wrong
+
+
+def _only_for_types(path: Path, line: int) -> bool:
+    for node in ast.walk(ast.parse(path.read_text())):
+        guarded = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if guarded and node.lineno < line <= (node.end_lineno or 0):
+            return True
+    return False
+
+
+def test_a_module_imports_only_from_lower_floors() -> None:
+    assert [edge for path in MODULES for edge in forbidden(path)] == []
+
+
+def test_the_rule_sees_a_forbidden_edge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    bad = tmp_path / "codec" / "bad.py"
+    bad.parent.mkdir()
+    bad.write_text(
+        "def f():\n    from fatwood.exchange import Exchange\n    import pyspark.sql\n    from fatwood import errors\n"
+    )
+    assert forbidden(bad) == [
+        "bad.py:2: codec (floor 1) imports exchange (floor 1)",
+        "bad.py:3: codec imports pyspark.sql; only spark/ may",
+    ]
+
+
+def test_rooms_stay_liveable() -> None:
+    lines = {str(path.relative_to(PACKAGE)): path.read_text().count("\n") for path in MODULES}
+    assert {name: count for name, count in lines.items() if count > 400} == {}
+    assert statistics.median(lines.values()) <= 150
+    long = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                body = (node.end_lineno or 0) - node.lineno - _docstring_lines(node)
+                if body > 80:
+                    long[f"{path.name}:{node.name}"] = body
+    assert long == {}
+
+
+def _docstring_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    first = node.body[0]
+    is_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    return (first.end_lineno or 0) - first.lineno + 1 if is_docstring else 0
+
+
+def test_the_public_list_is_what_is_there() -> None:
+    assert sorted(fatwood.__all__) == list(fatwood.__all__)
+    for name in fatwood.__all__:
+        assert getattr(fatwood, name) is not None
+
+
+def test_importing_the_package_needs_no_spark() -> None:
+    code = (
+        "import sys; sys.modules['pyspark'] = sys.modules['pandas'] = None; import fatwood, fatwood.cli, fatwood.demo;"
+        "assert not any(m.startswith('pyspark.') for m in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_module_says_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
