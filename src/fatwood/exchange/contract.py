@@ -1,0 +1,312 @@
+"""What every exchange among workers can do: gather bytes, average vectors, meet at a barrier.
+
+An exchange belongs to one worker. All workers of a group call the same methods in the same order; each call is
+one or two all-to-all rounds of an implementation's single primitive, `_swap`. The methods are final: an
+implementation moves bytes and nothing else, so every implementation gives bitwise the same results.
+
+Letters: W workers, n elements of a vector, rank r in 0 .. W-1.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import struct
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from enum import IntEnum
+from types import TracebackType
+from typing import Final, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fatwood.errors import ExchangeError, OptionError, ProtocolError
+
+__all__ = ["Buffer", "Exchange", "describe_tag"]
+
+Buffer = bytes | bytearray | memoryview
+"""Bytes as they are handed around."""
+
+_NUMBER_BITS: Final = 56
+_MEAN_PREFIX: Final = struct.Struct("<Qd")  # n u64, weight f64
+_CHUNK_ELEMENTS: Final = 65_536  # float64 temporaries of a mean stay in the cache
+
+
+class _Operation(IntEnum):
+    """The upper byte of a tag: which call a message belongs to."""
+
+    GATHER = 1
+    MEAN_SCATTER = 2
+    MEAN_COLLECT = 3
+    BARRIER = 4
+
+
+_NAMES: Final = {
+    _Operation.GATHER: "gather step",
+    _Operation.MEAN_SCATTER: "first round of mean",
+    _Operation.MEAN_COLLECT: "second round of mean",
+    _Operation.BARRIER: "barrier",
+}
+
+
+class Exchange(ABC):
+    """One worker's end of the exchange among `size` workers.
+
+    Used by one thread at a time; only `close` may be called from another thread at any moment. After an error
+    the group's streams are no longer in step, so every further call raises `ExchangeError` until `close`.
+
+    Args:
+        rank: This worker's number, 0 <= rank < size.
+        size: How many workers exchange, W.
+
+    Attributes:
+        bytes_sent: Bytes this worker has put on the wire, framing included.
+        bytes_received: Bytes this worker has taken from the wire, framing included.
+    """
+
+    def __init__(self, rank: int, size: int) -> None:
+        if not 0 <= rank < size:
+            message = f"Exchange: expected 0 <= rank < size, received rank={rank}, size={size}"
+            raise OptionError(message, hint="ranks count from 0; size is the number of workers")
+        self.rank: Final = rank
+        self.size: Final = size
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self._swapping = threading.Lock()  # held during _swap; _close may take it after waking the swap
+        self._closing = threading.Lock()
+        self._closed = False
+        self._failure: str | None = None
+        self._means = 0
+        self._barriers = 0
+
+    @abstractmethod
+    def _swap(self, tag: int, outgoing: Sequence[Buffer]) -> list[Buffer]:
+        """Give outgoing[r] to every worker r and return what each worker r gave to this one.
+
+        Called with `_swapping` held. The entry of this worker itself is returned as it is. A message is complete
+        or absent; a message whose tag differs is answered with `_mismatch`. Must return or raise within
+        the implementation's timeout, and at once when `_close` is called or a needed peer is gone.
+
+        Args:
+            tag: 64-bit number that must be the same on all workers; `describe_tag` says it in words.
+            outgoing: One message for each rank, own included (W of them).
+
+        Returns:
+            One message from each rank, own included (W of them).
+
+        Raises:
+            PeerLost: A peer closed its end or was silent for too long.
+            ProtocolError: A peer sent another tag, or bytes that make no sense.
+        """
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Wake a blocked `_swap`, tell the peers, free everything. Called once, without `_swapping` held."""
+
+    @final
+    def gather(self, step: int, payload: Buffer) -> list[bytes]:
+        """Give this worker's bytes to all and return everybody's, in one round trip.
+
+        Args:
+            step: The step these bytes belong to; must be the same on all workers, 0 <= step < 2**56.
+            payload: This worker's bytes; lengths may differ between workers.
+
+        Returns:
+            The bytes of every worker by rank, own included.
+
+        Raises:
+            ProtocolError: A peer is at another step; the message names its rank and both steps.
+            PeerLost: A peer closed its connection or was silent for too long.
+            ExchangeError: This exchange is closed or has failed before.
+        """
+        if not 0 <= step < 1 << _NUMBER_BITS:
+            message = f"Exchange.gather: expected 0 <= step < 2**{_NUMBER_BITS}, received {step}"
+            raise OptionError(message)
+        received = self._run(_Operation.GATHER, step, [bytes(payload)] * self.size)
+        return [bytes(body) for body in received]
+
+    @final
+    def mean(self, vector: NDArray[np.float32], weight: float) -> NDArray[np.float32]:
+        """Return the weighted mean of all workers' vectors, bitwise the same on every worker.
+
+        The mean is sum_r(w_r v_r) / sum_r(w_r): products and sums in float64 in rank order, rounded once to
+        float32. A worker of weight 0 contributes nothing, not even its NaNs. Worker r averages the r-th of W
+        segments (reduce-scatter) and gives it to all (all-gather), so each worker sends
+        2 n (W-1)/W x 4 bytes and 16 bytes to each peer besides.
+
+        Args:
+            vector: float32 of shape (n,), v_r; n may be 0 and must be the same on all workers.
+            weight: w_r, finite and not negative, for instance the number of rows behind `vector`.
+
+        Returns:
+            float32 of shape (n,), a new array; all zero when the weights sum to 0.
+
+        Raises:
+            OptionError: `vector` is not one-dimensional float32, or `weight` is negative or not finite.
+            ProtocolError: A peer's vector has another length.
+            PeerLost: A peer closed its connection or was silent for too long.
+        """
+        vector, weight = _checked_vector(vector), _checked_weight(weight)
+        self._means += 1
+        bounds = [vector.size * r // self.size for r in range(self.size + 1)]
+        slices = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+        prefix = _MEAN_PREFIX.pack(vector.size, weight)
+        little = vector.astype("<f4", copy=False)
+        outgoing: list[Buffer] = [b"".join((prefix, little[piece].tobytes())) for piece in slices]
+        received = self._run(_Operation.MEAN_SCATTER, self._means, outgoing)
+        own = slices[self.rank]
+        terms = [self._mean_term(r, body, vector.size, own) for r, body in enumerate(received)]
+        segment = _weighted_mean(terms, own.stop - own.start).astype("<f4", copy=False).tobytes()
+        collected = self._run(_Operation.MEAN_COLLECT, self._means, [segment] * self.size)
+        result = np.empty(vector.size, np.float32)
+        for r, (piece, body) in enumerate(zip(slices, collected, strict=True)):
+            if len(body) != 4 * (piece.stop - piece.start):
+                message = (
+                    f"rank {self.rank}: mean {self._means}: expected a segment of "
+                    f"{piece.stop - piece.start} float32 from rank {r}, received {len(body)} bytes"
+                )
+                raise self._fail(ProtocolError(message))
+            result[piece] = np.frombuffer(body, "<f4")
+        return result
+
+    @final
+    def barrier(self) -> None:
+        """Return when all workers have entered their barrier.
+
+        Raises:
+            ProtocolError: A peer called another method.
+            PeerLost: A peer closed its connection or was silent for too long.
+        """
+        self._barriers += 1
+        self._run(_Operation.BARRIER, self._barriers, [b""] * self.size)
+
+    @final
+    def close(self) -> None:
+        """Leave the group; idempotent, from any thread.
+
+        A thread blocked in a call of this exchange gets `ExchangeError`, peers that wait for this worker get `PeerLost`.
+        """
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+        self._close()
+
+    @final
+    def __enter__(self) -> Exchange:
+        return self
+
+    @final
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @final
+    def _run(self, operation: _Operation, number: int, outgoing: Sequence[Buffer]) -> list[Buffer]:
+        """The guard around `_swap`: refuses a closed or failed exchange and remembers a failure."""
+        tag = operation << _NUMBER_BITS | number
+        with self._swapping:
+            if self._closed:
+                raise self._closed_error(tag)
+            if self._failure is not None:
+                message = (
+                    f"rank {self.rank}: {describe_tag(tag)}: this exchange has failed before: {self._failure}"
+                )
+                raise ExchangeError(message, hint="close it on all workers and connect a new group")
+            try:
+                return self._swap(tag, outgoing)
+            except BaseException as error:  # an interrupt, too, leaves half a message behind
+                self._failure = getattr(error, "message", None) or repr(error)
+                raise
+
+    @final
+    def _fail(self, error: ExchangeError) -> ExchangeError:
+        self._failure = error.message
+        return error
+
+    @final
+    def _closed_error(self, tag: int) -> ExchangeError:
+        """The error of a call on an exchange whose own `close` was called."""
+        return ExchangeError(f"rank {self.rank}: {describe_tag(tag)}: this worker's exchange was closed")
+
+    @final
+    def _mismatch(self, peer: int, expected: int, received: int) -> ProtocolError:
+        """The error of a peer's message with another tag."""
+        message = (
+            f"rank {self.rank} is at {describe_tag(expected)}, but rank {peer} sent a message of "
+            f"{describe_tag(received)}"
+        )
+        return ProtocolError(message, hint="all workers must make the same calls in the same order")
+
+    @final
+    def _mean_term(self, peer: int, body: Buffer, n: int, own: slice) -> tuple[float, NDArray[np.float32]]:
+        """Check and read one worker's part of the first round: its weight and its piece of the own segment."""
+        if len(body) < _MEAN_PREFIX.size:
+            message = f"rank {self.rank}: mean: expected at least {_MEAN_PREFIX.size} bytes from rank {peer}, received {len(body)}"
+            raise self._fail(ProtocolError(message))
+        length, weight = _MEAN_PREFIX.unpack_from(body)
+        if length != n:
+            message = f"rank {self.rank} averages a vector of {n} elements, but rank {peer} one of {length}"
+            raise self._fail(ProtocolError(message, hint="all workers must hold the same network"))
+        expected = _MEAN_PREFIX.size + 4 * (own.stop - own.start)
+        if len(body) != expected or not (math.isfinite(weight) and weight >= 0):
+            message = (
+                f"rank {self.rank}: mean: expected {expected} bytes and a finite weight >= 0 from rank {peer}, "
+                f"received {len(body)} bytes and the weight {weight}"
+            )
+            raise self._fail(ProtocolError(message))
+        return weight, np.frombuffer(body, "<f4", offset=_MEAN_PREFIX.size)
+
+
+def describe_tag(tag: int) -> str:
+    """Say a tag in words, for messages: "gather step 17"."""
+    operation, number = tag >> _NUMBER_BITS, tag & ((1 << _NUMBER_BITS) - 1)
+    try:
+        return f"{_NAMES[_Operation(operation)]} {number}"
+    except ValueError:
+        return f"unknown operation {operation}, number {number}"
+
+
+def _checked_vector(vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    if not isinstance(vector, np.ndarray) or vector.dtype != np.float32 or vector.ndim != 1:
+        received = (
+            f"{vector.dtype} of shape {vector.shape}"
+            if isinstance(vector, np.ndarray)
+            else type(vector).__name__
+        )
+        message = f"Exchange.mean: expected a float32 array of shape (n,), received {received}"
+        raise OptionError(message)
+    return vector
+
+
+def _checked_weight(weight: float) -> float:
+    if not (math.isfinite(weight) and weight >= 0):
+        message = f"Exchange.mean: expected a finite weight >= 0, received {weight}"
+        raise OptionError(message, hint="the weight is a number of rows; 0 leaves this worker out")
+    return float(weight)
+
+
+def _weighted_mean(terms: Sequence[tuple[float, NDArray[np.float32]]], n: int) -> NDArray[np.float32]:
+    """sum_i(w_i v_i) / sum_i(w_i) in float64 in the given order, rounded once.
+
+    The weights are first scaled by a common power of two, which is exact, so that neither huge nor tiny weights
+    overflow.
+    """
+    heaviest = max(weight for weight, _ in terms)
+    if heaviest == 0:
+        return np.zeros(n, np.float32)
+    exponent = math.frexp(heaviest)[1]
+    scaled = [(math.ldexp(weight, -exponent), vector) for weight, vector in terms if weight > 0]
+    total = math.fsum(weight for weight, _ in scaled)
+    result = np.empty(n, np.float32)
+    with np.errstate(all="ignore"):  # a network that diverged holds inf and NaN; they pass through
+        for start in range(0, n, _CHUNK_ELEMENTS):
+            piece = slice(start, min(start + _CHUNK_ELEMENTS, n))
+            sums = np.zeros(piece.stop - piece.start)
+            for weight, vector in scaled:
+                sums += np.multiply(vector[piece], weight, dtype=np.float64)
+            result[piece] = sums / total
+    return result
