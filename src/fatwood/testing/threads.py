@@ -1,0 +1,99 @@
+"""A whole training job in one process: a thread per worker, no Spark, no sockets unless they are asked for."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from fatwood.data import Layout, PartitionData
+from fatwood.exchange import Exchange, in_process_group
+from fatwood.train import EpochRecord, Replica, TrainingJob, WorkerStats
+
+__all__ = ["Outcome", "train_in_threads"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one worker ended with."""
+
+    network: torch.nn.Module
+    history: list[EpochRecord]
+    stats: WorkerStats
+    state: dict[str, Any]
+
+
+def train_in_threads(
+    job: TrainingJob,
+    shards: Sequence[Sequence[pa.RecordBatch]],
+    layout: Layout,
+    *,
+    group: Callable[[int], list[Exchange]] = in_process_group,
+    states: Mapping[int, Any] | None = None,
+    timeout_seconds: float = 60.0,
+) -> list[Outcome]:
+    """Train on one shard of record batches per worker.
+
+    Args:
+        job: Its network is copied for every worker and stays as it is.
+        shards: For each worker the batches that Spark would send it: ``row_id``, ``features``, ``label``.
+        layout: Of the rows.
+        group: Makes the workers' exchanges.
+        states: Each worker's state of an earlier run, by rank.
+        timeout_seconds: After this a worker that has not ended is an error.
+
+    Returns:
+        The workers' outcomes, by rank.
+
+    Raises:
+        Exception: The first error that a worker raised, in order of time.
+    """
+    outcomes: list[Outcome | None] = [None] * len(shards)
+    errors: list[BaseException] = []
+    exchanges = group(len(shards))
+
+    def work(rank: int) -> None:
+        own = replace(job, network=copy.deepcopy(job.network))
+        try:
+            with tempfile.TemporaryDirectory() as directory, exchanges[rank] as exchange:
+                data = PartitionData(
+                    shards[rank],
+                    layout,
+                    batch_size=own.batch_size,
+                    seed=own.seed,
+                    rank=rank,
+                    first_epoch=own.first_epoch,
+                    epochs=own.epochs,
+                    shuffle=own.shuffle,
+                    on_bad_row=own.on_bad_row,
+                    spill_directory=Path(directory),
+                )
+                with data:
+                    replica = Replica(own, exchange, (states or {}).get(rank))
+                    history = replica.train(data, lambda *_: None)
+                    stats = replica.stats(data, history)
+                    outcomes[rank] = Outcome(
+                        network=own.network, history=history, stats=stats, state=replica.state()
+                    )
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(len(shards))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout_seconds)
+    if errors:
+        raise errors[0]
+    done = [outcome for outcome in outcomes if outcome is not None]
+    if len(done) < len(shards):
+        text = f"expected {len(shards)} workers to end within {timeout_seconds} s, {len(done)} did"
+        raise TimeoutError(text)
+    return done

@@ -1,0 +1,168 @@
+"""What a fit did, by count: per epoch, per worker, and in all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+__all__ = ["EpochRecord", "FitStats", "History", "PhaseClock", "WorkerStats", "epoch_record"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One epoch over all workers; equal on all of them but for the seconds."""
+
+    epoch: int
+    """Counted from 0 over the model's whole life."""
+    loss: float
+    """Mean training loss over the epoch's rows, as they were trained."""
+    rows: int
+    seconds: float
+    """Wall time on worker 0."""
+    rows_of_worker: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> EpochRecord:
+        """From the values of :meth:`to_json`."""
+        return cls(**{**values, "rows_of_worker": tuple(values["rows_of_worker"])})
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch + 1}: loss {self.loss:.4f}, {self.rows} rows in {self.seconds:.1f} s"
+
+
+class History(tuple[EpochRecord, ...]):
+    """The epochs of a fit, in order; prints as a line each."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "\n".join(str(record) for record in self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerStats:
+    """What one worker did in one fit."""
+
+    rank: int
+    rows_trained: int
+    """Counted once per epoch."""
+    rows_skipped: int
+    """Bad rows left out, counted once each."""
+    minibatches: int
+    agreements: int
+    message_bytes: int
+    """Bytes of this worker's messages, headers included, as sent to each peer."""
+    bytes_sent: int
+    """Bytes this worker put on the network, all peers and all framing included."""
+    digest: int
+    """64-bit digest of parameters and float buffers at the end."""
+    seconds: Mapping[str, float]
+    """Wall seconds by phase: read, compute, send (encode and exchange), apply."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self) | {"seconds": dict(self.seconds)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> WorkerStats:
+        """From the values of :meth:`to_json`."""
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitStats:
+    """What a fit did in all."""
+
+    workers: tuple[WorkerStats, ...]
+    rows_expected: int
+    """Rows of the DataFrame times epochs, counted before the job."""
+    parameters: int
+    """Trainable parameters."""
+    seconds: float
+    """Wall seconds on the driver, from the first Spark job to the last."""
+
+    @property
+    def rows_trained(self) -> int:
+        """Rows trained by all workers in all epochs."""
+        return sum(worker.rows_trained for worker in self.workers)
+
+    @property
+    def rows_skipped(self) -> int:
+        """Bad rows left out by all workers."""
+        return sum(worker.rows_skipped for worker in self.workers)
+
+    @property
+    def bytes_per_step(self) -> float:
+        """Mean bytes of one worker's message at one agreement, headers included."""
+        agreements = sum(worker.agreements for worker in self.workers)
+        return sum(worker.message_bytes for worker in self.workers) / agreements if agreements else 0.0
+
+    @property
+    def dense_bytes_per_step(self) -> int:
+        """Bytes of the same message as dense float32."""
+        return 4 * self.parameters
+
+    @property
+    def digest_equal(self) -> bool:
+        """Whether parameters and buffers were bitwise equal on all workers at the end."""
+        return len({worker.digest for worker in self.workers}) == 1
+
+    def __str__(self) -> str:
+        sent = self.bytes_per_step
+        ratio = f", {self.dense_bytes_per_step / sent:,.0f} times fewer than dense float32" if sent else ""
+        lines = [
+            f"{len(self.workers)} workers, {self.seconds:.1f} s, {self.rows_trained:,} of {self.rows_expected:,} rows trained"
+            + (f", {self.rows_skipped:,} skipped" if self.rows_skipped else ""),
+            f"{sent:,.0f} bytes a step and worker{ratio}",
+            "replicas bitwise equal" if self.digest_equal else "replicas DIFFER",
+            "rank       rows  minibatches        sent    read s  compute s    send s   apply s",
+        ]
+        for w in self.workers:
+            phases = [w.seconds.get(name, 0.0) for name in ("read", "compute", "send", "apply")]
+            lines.append(
+                f"{w.rank:>4} {w.rows_trained:>10,} {w.minibatches:>12,} {w.bytes_sent:>11,} "
+                f"{phases[0]:>9.1f} {phases[1]:>10.1f} {phases[2]:>9.1f} {phases[3]:>9.1f}"
+            )
+        return "\n".join(lines)
+
+
+class PhaseClock:
+    """Adds up wall seconds by phase; costs two clock readings a phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the block's time as this phase's."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def timed(self, name: str, items: Iterator[T]) -> Iterator[T]:
+        """The same items, with the time spent waiting for each counted as this phase's."""
+        missing: Any = object()
+        while True:
+            with self.phase(name):
+                item = next(items, missing)
+            if item is missing:
+                return
+            yield item
+
+
+def epoch_record(epoch: int, rows: Sequence[int], loss_sum: float, seconds: float) -> EpochRecord:
+    """A record from each worker's rows and the sum of losses over all rows."""
+    total = sum(rows)
+    loss = loss_sum / total if total else float("nan")
+    return EpochRecord(epoch=epoch, loss=loss, rows=total, seconds=seconds, rows_of_worker=tuple(rows))

@@ -1,0 +1,145 @@
+"""One minibatch through the user's code: forward, loss, backward; what fails there is named as the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fatwood.data import SKIP_HINT, Batch, OnBadRow, describe_row
+from fatwood.errors import DataError, FatwoodError, UserCodeError
+from fatwood.train.job import LossFunction
+
+__all__ = ["Forward", "Step", "forward_and_loss", "user_code"]
+
+
+@contextmanager
+def user_code(part: str, batch: Batch | None = None) -> Iterator[None]:
+    """Re-raise what the user's code raises as :class:`UserCodeError`, with the user's own error first."""
+    try:
+        yield
+    except FatwoodError:
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}\nraised by the {part}"
+        hint = None
+        if batch is not None:
+            shape = tuple(batch.features.shape)
+            text += f", given features of shape {shape} and type {batch.features.dtype}"
+            if batch.features.dtype == torch.int64:
+                hint = (
+                    "integer columns arrive as int64; cast the column to float if the network expects floats"
+                )
+        raise UserCodeError(text, hint=hint) from error
+
+
+class Forward(NamedTuple):
+    """A minibatch after the network, without the rows that could not be used."""
+
+    output: torch.Tensor
+    """``(rows, ...)``"""
+    label: torch.Tensor
+    """``(rows,)`` or ``(rows, k)``"""
+    loss: torch.Tensor
+    """Scalar mean over the rows; NaN when there are none, or no loss function."""
+
+
+class Step:
+    """Runs minibatches through one network and loss.
+
+    Args:
+        network: In training mode; its parameters collect the gradients.
+        loss: ``loss(output, label)``, a scalar mean.
+        on_bad_row: What a label outside the network's classes means.
+    """
+
+    def __init__(self, network: torch.nn.Module, loss: LossFunction, on_bad_row: OnBadRow) -> None:
+        self._network = network
+        self._loss = loss
+        self._skip = on_bad_row == "skip"
+        self.rows_skipped: set[int] = set()
+        """Ids of the rows whose label was out of range."""
+
+    def backward(self, batch: Batch) -> tuple[int, float]:
+        """Forward and backward of one minibatch.
+
+        Returns:
+            Rows trained and the mean loss over them; ``(0, 0.0)`` when no row could be used.
+
+        Raises:
+            UserCodeError: The network or the loss raised.
+            DataError: A label is out of range and ``on_bad_row="error"``.
+        """
+        result = forward_and_loss(self._network, self._loss, batch, self._drop)
+        rows = len(result.label)
+        if not rows:
+            return 0, 0.0
+        with user_code("backward pass", batch):
+            result.loss.backward()  # type: ignore[no-untyped-call]
+        return rows, float(result.loss.detach())
+
+    def _drop(self, row_ids: NDArray[np.int64], message: str) -> None:
+        if not self._skip:
+            raise DataError(message, hint=SKIP_HINT)
+        self.rows_skipped.update(int(i) for i in row_ids)
+
+
+def forward_and_loss(
+    network: torch.nn.Module,
+    loss: LossFunction | None,
+    batch: Batch,
+    drop: Callable[[NDArray[np.int64], str], None],
+) -> Forward:
+    """Output and loss of a minibatch without the rows whose label is out of range.
+
+    Args:
+        network: Called with the features.
+        loss: Called with output and label, if given.
+        batch: With labels.
+        drop: Told ids and a message when rows cannot be used; may raise.
+
+    Raises:
+        UserCodeError: The network or the loss raised, or returned something else than a tensor.
+    """
+    with user_code("network's forward", batch):
+        output = network(batch.features)
+    label = batch.label
+    if not isinstance(output, torch.Tensor) or label is None or len(output) != len(batch):
+        found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        text = f"TypeError: the network must return one tensor with a row for each of {len(batch)} rows, received {found}"
+        raise UserCodeError(text)
+    usable = _usable_rows(output, label, getattr(loss, "ignore_index", None))
+    if not bool(usable.all()):
+        drop(batch.row_ids[(~usable).numpy()], _out_of_range(batch.row_ids, label, usable, output.shape[1]))
+        output, label = output[usable], label[usable]
+    if loss is None or not len(label):
+        return Forward(output, label, torch.tensor(float("nan")))
+    if label.is_floating_point() and label.shape != output.shape and label.numel() == output.numel():
+        label = label.reshape(output.shape)  # (B,) against (B, 1): a loss would broadcast them to (B, B)
+    with user_code("loss", batch):
+        value = loss(output, label)
+    if not isinstance(value, torch.Tensor) or value.dim() != 0:
+        found = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        text = f"TypeError: the loss must return a scalar tensor, received {found}"
+        raise UserCodeError(text, hint="a loss with reduction='mean' does")
+    return Forward(output, label, value)
+
+
+def _usable_rows(output: torch.Tensor, label: torch.Tensor, ignore_index: int | None) -> torch.Tensor:
+    """A mask ``(B,)`` of rows whose label, if it is a class, is one that the network can output."""
+    if label.dtype != torch.int64 or label.dim() != 1 or output.dim() != 2 or not output.is_floating_point():
+        return torch.ones(len(label), dtype=torch.bool)
+    usable = (label >= 0) & (label < output.shape[1])
+    return usable if ignore_index is None else usable | (label == ignore_index)
+
+
+def _out_of_range(row_ids: NDArray[np.int64], label: torch.Tensor, usable: torch.Tensor, classes: int) -> str:
+    first = int(torch.nonzero(~usable)[0])
+    return (
+        f"{describe_row(int(row_ids[first]))}: label out of range: expected 0 to {classes - 1} "
+        f"(the network has {classes} outputs), received {int(label[first])}"
+    )
