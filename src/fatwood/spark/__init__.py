@@ -1,0 +1,1 @@
+"""Where Fatwood meets Spark; the only folder that imports pyspark."""

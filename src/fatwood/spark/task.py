@@ -1,0 +1,169 @@
+"""The executors' side of a training job: one call per Spark task, one task per worker.
+
+Whatever goes wrong is reported to the driver over the job's own connection and the task then ends normally: a
+task that fails would only be started again by Spark, with the same error and a longer log.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pyarrow as pa
+import torch
+
+from fatwood.data import Layout, PartitionData
+from fatwood.exchange import Exchange, Member, TcpExchange
+from fatwood.spark.failures import describe_failure
+from fatwood.train import Replica, TrainingJob, pack, unpack
+
+__all__ = ["RESULT_SCHEMA", "Rendezvous", "TaskOrder", "run_worker", "spill_directory"]
+
+RESULT_SCHEMA = "rank int"
+"""Schema of the rows that training tasks return to Spark; the results themselves take the job's own connection."""
+
+_PROGRESS_SECONDS = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendezvous:
+    """How workers find and trust each other."""
+
+    address: tuple[str, int]
+    secret: bytes
+    start_timeout_seconds: float
+    exchange_timeout_seconds: float
+    state_bytes: int
+    """The largest state of an earlier fit that the driver holds for a worker."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOrder:
+    """All that a training task is told."""
+
+    shipped: bytes
+    """Network, loss, optimizer and strategy, from :func:`fatwood.spark.shipping.ship`."""
+    options: Mapping[str, Any]
+    """The other fields of :class:`fatwood.train.TrainingJob`."""
+    layout: Layout
+    rendezvous: Rendezvous
+
+
+def run_worker(batches: Iterator[pa.RecordBatch], order: TaskOrder) -> Iterator[pa.RecordBatch]:
+    """Train on one partition as one worker of the job. Runs on an executor, inside ``mapInArrow``."""
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    if context is None:
+        text = "run_worker: expected to run inside a Spark task"
+        raise RuntimeError(text)
+    rank = context.partitionId()
+    torch.set_num_threads(max(1, context.cpus()))
+    rendezvous = order.rendezvous
+    stop = _Stop()
+    member = Member.join(
+        rendezvous.address,
+        secret=rendezvous.secret,
+        rank=rank,
+        facts={"pid": os.getpid(), "attempt": context.attemptNumber()},
+        start_timeout_seconds=rendezvous.start_timeout_seconds,
+        on_stop=stop.trigger,
+    )
+    directory = spill_directory()
+    try:
+        member.report("done", _train(batches, order, member, stop, directory))
+    except (Exception, SystemExit) as error:
+        if member.stopped is None:
+            member.report("failed", describe_failure(error))
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        member.close()
+    yield pa.RecordBatch.from_pydict({"rank": pa.array([rank], pa.int32())})
+
+
+def spill_directory() -> Path:
+    """A new directory on the executor's local disk; Spark's own local directories go with the application."""
+    local = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0]
+    return Path(tempfile.mkdtemp(prefix="fatwood-", dir=local or None))
+
+
+def _train(
+    batches: Iterator[pa.RecordBatch], order: TaskOrder, member: Member, stop: _Stop, directory: Path
+) -> dict[str, Any]:
+    job = TrainingJob(**cloudpickle.loads(order.shipped), **order.options)
+    rank = member.view.rank
+    rendezvous = order.rendezvous
+    kept = member.fetch_blob("state", max_bytes=rendezvous.state_bytes)
+    parameters = sum(p.numel() for p in job.network.parameters())
+    exchange = TcpExchange.connect(
+        member.view,
+        member.listener,
+        rendezvous.secret,
+        timeout_seconds=rendezvous.exchange_timeout_seconds,
+        max_message_bytes=8 * parameters + 2**20,
+    )
+    stop.attach(exchange)
+    with exchange, _partition(batches, order.layout, job, rank, directory) as data:
+        replica = Replica(job, exchange, None if kept is None else unpack(kept))
+        records = replica.train(data, _Progress(member))
+        stats = replica.stats(data, records)
+        if rank == 0:
+            member.send_blob("parameters", pack(dict(job.network.state_dict())))
+        member.send_blob("state", pack(replica.state()))
+    return {"stats": stats.to_json(), "history": [r.to_json() for r in records] if rank == 0 else []}
+
+
+def _partition(
+    batches: Iterator[pa.RecordBatch], layout: Layout, job: TrainingJob, rank: int, directory: Path
+) -> PartitionData:
+    return PartitionData(
+        batches,
+        layout,
+        batch_size=job.batch_size,
+        seed=job.seed,
+        rank=rank,
+        first_epoch=job.first_epoch,
+        epochs=job.epochs,
+        shuffle=job.shuffle,
+        on_bad_row=job.on_bad_row,
+        spill_directory=directory,
+    )
+
+
+class _Progress:
+    """Tells the driver how far the job is, from worker 0 and not more often than a person can read."""
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+        self._next = 0.0
+
+    def __call__(self, epoch: int, rows: int, loss: float) -> None:
+        now = time.monotonic()
+        if self._member.view.rank == 0 and now >= self._next:
+            self._next = now + _PROGRESS_SECONDS
+            self._member.report("progress", {"epoch": epoch, "rows": rows, "loss": loss})
+
+
+class _Stop:
+    """Closes the exchange when the driver calls the job off, also when the exchange is opened only after that."""
+
+    def __init__(self) -> None:
+        self._exchange: Exchange | None = None
+        self._triggered = False
+
+    def trigger(self, _reason: str) -> None:
+        self._triggered = True
+        if self._exchange is not None:
+            self._exchange.close()
+
+    def attach(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        if self._triggered:
+            exchange.close()
