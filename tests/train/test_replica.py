@@ -16,7 +16,7 @@ from torch import nn
 from fatwood.codec import AdaptiveThreshold, FixedThreshold
 from fatwood.data import Layout
 from fatwood.errors import DataError, DivergenceError, UserCodeError
-from fatwood.testing.threads import train_in_threads
+from fatwood.testing.threads import shard, train_in_threads
 from fatwood.train import AllReduce, GradientSharing, ParameterAveraging, Strategy, TrainingJob, pack, unpack
 
 LAYOUT = Layout(
@@ -40,17 +40,6 @@ def make_rows(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(seed)
     x = generator.standard_normal((rows, 4)).astype(np.float32)
     return x, (np.abs(x).argmax(axis=1) % 3).astype(np.int64)
-
-
-def shard(x: np.ndarray, y: np.ndarray, ids: np.ndarray) -> list[pa.RecordBatch]:
-    if not len(ids):
-        return []
-    offsets = pa.array(np.arange(len(ids) + 1, dtype=np.int32) * x.shape[1])
-    features = pa.ListArray.from_arrays(offsets, pa.array(x[ids].ravel()))
-    names = ["row_id", "features", "label"]
-    return [
-        pa.RecordBatch.from_arrays([pa.array(ids.astype(np.int64)), features, pa.array(y[ids])], names=names)
-    ]
 
 
 def shards(rows: int, workers: int, seed: int = 0) -> list[list[pa.RecordBatch]]:

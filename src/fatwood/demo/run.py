@@ -21,8 +21,8 @@ from fatwood.train import GradientSharing
 __all__ = ["DemoResult", "network", "optimizer", "run", "strategy"]
 
 WORKERS = 2
-BATCH_SIZE = 16
-EPOCHS = 4
+BATCH_SIZE = 32
+EPOCHS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +50,12 @@ def network(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Sequential(
         nn.Unflatten(1, (1, 28, 28)),
-        nn.Conv2d(1, 8, 5, stride=2, padding=2),
+        nn.Conv2d(1, 8, 5, padding=2),
         nn.ReLU(),
-        nn.Conv2d(8, 16, 5, stride=2, padding=2),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 5, padding=2),
         nn.ReLU(),
+        nn.MaxPool2d(2),
         nn.Flatten(),
         nn.Linear(16 * 7 * 7, 64),
         nn.ReLU(),
@@ -61,7 +63,7 @@ def network(seed: int = 0) -> nn.Module:
     )
 
 
-optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+optimizer = partial(torch.optim.SGD, lr=0.02, momentum=0.9)
 """The demo's optimizer."""
 
 

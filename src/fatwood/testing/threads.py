@@ -10,14 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from fatwood.data import Layout, PartitionData
 from fatwood.exchange import Exchange, in_process_group
 from fatwood.train import EpochRecord, Replica, TrainingJob, WorkerStats
 
-__all__ = ["Outcome", "train_in_threads"]
+__all__ = ["Outcome", "shard", "train_in_threads"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,25 @@ class Outcome:
     history: list[EpochRecord]
     stats: WorkerStats
     state: dict[str, Any]
+
+
+def shard(features: NDArray[Any], labels: NDArray[Any], row_ids: NDArray[np.int64]) -> list[pa.RecordBatch]:
+    """One worker's rows as Spark would send them, in one record batch.
+
+    Args:
+        features: All rows, ``(rows, width)`` float32 or int64.
+        labels: All rows, ``(rows,)`` int64 or float32.
+        row_ids: Which of the rows, in which order ``(n,)``.
+
+    Returns:
+        No batch when there are no rows.
+    """
+    if not len(row_ids):
+        return []
+    offsets = pa.array(np.arange(len(row_ids) + 1, dtype=np.int32) * features.shape[1])
+    lists = pa.ListArray.from_arrays(offsets, pa.array(features[row_ids].ravel()))
+    columns = [pa.array(row_ids.astype(np.int64)), lists, pa.array(labels[row_ids])]
+    return [pa.RecordBatch.from_arrays(columns, names=["row_id", "features", "label"])]
 
 
 def train_in_threads(
