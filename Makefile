@@ -1,5 +1,5 @@
 # make demo   trains on this machine and prints what it did      (needs Python >= 3.10 and Java >= 17)
-# make test   all tests; make test-fast leaves out those that need Java
+# make test   all tests; make test-fast leaves out those that need Java or minutes
 # make check  format, lint, types
 PYTHON ?= python3
 VENV := .venv
@@ -12,10 +12,10 @@ demo: $(INSTALLED)
 	$(BIN)/fatwood demo
 
 test: test-fast
-	$(BIN)/pytest -q -m spark
+	$(BIN)/pytest -q -m "spark or slow"
 
 test-fast: $(INSTALLED)
-	$(BIN)/pytest -q -m "not spark"
+	$(BIN)/pytest -q -m "not spark and not slow"
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

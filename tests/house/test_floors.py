@@ -28,6 +28,7 @@ FLOORS = {
     "demo": 5,
     "testing": 5,
     "cli": 6,
+    "__main__": 7,
     "__init__": 7,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

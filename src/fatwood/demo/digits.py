@@ -36,23 +36,22 @@ def arrays(part: Literal["train", "t10k"]) -> tuple[NDArray[np.uint8], NDArray[n
 
 
 def _frame(spark: SparkSession, part: Literal["train", "t10k"]) -> DataFrame:
-    images, labels = arrays(part)
-    rows = [
-        (i, bytearray(image.tobytes()), int(digit))
-        for i, (image, digit) in enumerate(zip(images, labels, strict=True))
-    ]
-    return spark.createDataFrame(rows, "id bigint, image binary, digit bigint").mapInArrow(_decode, SCHEMA)
+    def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        images, labels = arrays(
+            part
+        )  # the executor's own copy of the package: no image travels from the driver
+        for batch in batches:
+            ids = batch.column("id").to_numpy()
+            values = pa.array(images[ids].astype(np.float32).ravel() / 255)
+            offsets = pa.array(np.arange(len(ids) + 1, dtype=np.int32) * images.shape[1])
+            columns = [
+                batch.column("id"),
+                pa.ListArray.from_arrays(offsets, values),
+                pa.array(labels[ids].astype(np.int64)),
+            ]
+            yield pa.RecordBatch.from_arrays(columns, names=["id", "pixels", "digit"])
 
-
-def _decode(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        images = np.frombuffer(b"".join(batch.column("image").to_pylist()), np.uint8)
-        values = pa.array(images.astype(np.float32) / 255)
-        offsets = pa.array(np.arange(batch.num_rows + 1, dtype=np.int32) * 784)
-        pixels = pa.ListArray.from_arrays(offsets, values)
-        yield pa.RecordBatch.from_arrays(
-            [batch.column("id"), pixels, batch.column("digit")], names=["id", "pixels", "digit"]
-        )
+    return spark.range(len(arrays(part)[1])).mapInArrow(read, SCHEMA)
 
 
 def _read_idx(name: str) -> NDArray[np.uint8]:

@@ -37,7 +37,7 @@ class TrainingJob:
     shuffle: bool = True
     on_bad_row: OnBadRow = "error"
     digest_every: int = 100
-    """Agreements between two comparisons of the replicas' digests; epochs' ends are always compared."""
+    """Agreements between two comparisons of the replicas' digests; the fit's end is always compared."""
 
     def __post_init__(self) -> None:
         for name, lowest in (

@@ -60,7 +60,7 @@ class WorkerStats:
     minibatches: int
     agreements: int
     message_bytes: int
-    """Bytes of this worker's messages, headers included, as sent to each peer."""
+    """Size of this worker's messages, headers included; what it sent of them to each peer is up to the exchange."""
     bytes_sent: int
     """Bytes this worker put on the network, all peers and all framing included."""
     digest: int
@@ -118,7 +118,8 @@ class FitStats:
 
     def __str__(self) -> str:
         sent = self.bytes_per_step
-        ratio = f", {self.dense_bytes_per_step / sent:,.0f} times fewer than dense float32" if sent else ""
+        times = self.dense_bytes_per_step / sent if sent else 0
+        ratio = f", {times:,.0f} times fewer than dense float32" if times >= 2 else ""
         lines = [
             f"{len(self.workers)} workers, {self.seconds:.1f} s, {self.rows_trained:,} of {self.rows_expected:,} rows trained"
             + (f", {self.rows_skipped:,} skipped" if self.rows_skipped else ""),

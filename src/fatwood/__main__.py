@@ -1,0 +1,5 @@
+"""``python -m fatwood`` is the command ``fatwood``."""
+
+from fatwood.cli import main
+
+main()
