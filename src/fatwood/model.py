@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from fatwood import blueprint, storage
 from fatwood.checkpoint import read_model, write_model
@@ -105,7 +106,8 @@ class SparkModel:
             df: Read twice: once to count its rows, once to train. Cache it if it is expensive.
             features: A column (number, array or vector), or several to be put side by side. The network gets them
                 as ``(B, width)``: int64 if all are integers, else float32.
-            label: A column: integers for classes ``(B,)`` int64; floats ``(B,)`` or arrays ``(B, k)`` float32.
+            label: A column: integers for classes ``(B,)`` int64; floats ``(B,)`` or arrays ``(B, k)`` float32. Where
+                the network returns as many numbers as the label has, the label comes in the output's shape and type.
             batch_size: Rows of a minibatch, per worker.
             epochs: Passes over all rows.
             workers: Spark tasks that train together; by default as many as the cluster can run at once.
@@ -171,8 +173,13 @@ class SparkModel:
             on_bad_row: As in :meth:`fit`.
 
         Returns:
-            With integer labels and an output ``(B, classes)`` a :class:`Classification` with accuracy, loss and
-            confusion matrix, else a :class:`Loss`.
+            With integer labels and an output ``(B, classes)`` a :class:`Classification` with accuracy, loss (NaN
+            for a model without one) and confusion matrix, else a :class:`Loss`. Rows whose label the loss ignores
+            (``ignore_index``) are not counted.
+
+        Raises:
+            UserError: Something the caller can change: a column, a row (with its partition and number), the network.
+            ClusterError: The Spark job failed.
         """
         from fatwood.spark.inference import evaluate
 
@@ -208,6 +215,10 @@ class SparkModel:
         Returns:
             A DataFrame with as many rows as ``df``: the key columns, and the output, flattened to ``array<float>``.
             It uses the parameters that the network has now.
+
+        Raises:
+            UserError: Now, for what schema and options tell. What is found in a row or raised by the network comes
+                later, from whichever Spark action needs the result, as text of Spark's ``PythonException``.
         """
         from fatwood.spark.inference import predict
 
@@ -235,7 +246,7 @@ class SparkModel:
                 file,
                 state_dict=state_dict,
                 blueprint=with_blueprint,
-                extra={"epochs_trained": self.epochs_trained},
+                extra={},
             ),
         )
 
@@ -267,12 +278,15 @@ class SparkModel:
             saved = read_model(file)
         if network is None:
             network = _rebuilt(uri, saved.blueprint)
+        model = cls(network, loss=loss, optimizer=optimizer, strategy=strategy)
+        before = {k: v.clone() for k, v in network.state_dict().items() if not is_lazy(v)}
         try:
             network.load_state_dict(saved.state_dict)
         except RuntimeError as error:
+            network.load_state_dict(before, strict=False)  # torch has copied what did fit
             text = f"{uri}: the saved tensors do not fit the network: {error}"
             raise UserError(text, hint="build the network with the arguments it was saved with") from error
-        return cls(network, loss=loss, optimizer=optimizer, strategy=strategy)
+        return model
 
     def reset(self) -> None:
         """Forget optimizers, residuals, thresholds and epochs of former fits; the network keeps its parameters."""

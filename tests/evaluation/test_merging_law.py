@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import Phase, settings
 
+from fatwood.errors import UserError
 from fatwood.evaluation import Classification, Loss
 from fatwood.testing.merging import classification_chunks, merging_suite, regression_chunks
 
@@ -46,3 +48,14 @@ def test_the_suite_finds_a_forgotten_sum() -> None:
 
 def test_the_suite_finds_a_changed_operand() -> None:
     assert "test_operands_and_result_are_independent" in _failures(_Aliasing)
+
+
+@pytest.mark.parametrize("report", [Classification.empty(3), Loss.empty()], ids=["classification", "loss"])
+def test_skipped_rows_are_merged_kept_and_shown(report) -> None:
+    report.skipped = 2
+    merged = report.merge(report)
+    assert type(report).from_json(merged.to_json()).skipped == 4
+    assert "(4 skipped)" in str(merged)
+    broken = merged.to_json().replace('"skipped": 4', '"skipped": -1')
+    with pytest.raises(UserError, match="received ValueError"):
+        type(report).from_json(broken)

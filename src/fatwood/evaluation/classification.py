@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fatwood.errors import DataError, UserError
-from fatwood.evaluation.sums import ExactSum, read_report
+from fatwood.evaluation.sums import ExactSum, checked_count, read_report
 
 __all__ = ["Classification"]
 
@@ -53,6 +53,9 @@ class Classification:
 
     cells: Counter[int] = field(default_factory=Counter)
     """Rows by ``true class * C + predicted class``; only cells that occurred."""
+
+    skipped: int = 0
+    """Bad rows that were left out, in no other number of this report."""
 
     def __post_init__(self) -> None:
         if type(self.classes) is not int or self.classes < 1:
@@ -141,7 +144,10 @@ class Classification:
             )
             raise UserError(message, hint="merge reports of the same network only")
         loss_sum = self.loss_sum.plus(other.loss_sum.parts)
-        return Classification(self.classes, loss_sum=loss_sum, cells=self.cells + other.cells)
+        skipped = self.skipped + other.skipped
+        return Classification(
+            self.classes, loss_sum=loss_sum, cells=self.cells + other.cells, skipped=skipped
+        )
 
     @property
     def rows(self) -> int:
@@ -181,6 +187,7 @@ class Classification:
             "version": _VERSION,
             "classes": self.classes,
             "loss_sum": self.loss_sum.to_json(),
+            "skipped": self.skipped,
             "confusion": [[*divmod(cell, self.classes), rows] for cell, rows in sorted(self.cells.items())],
         }
         return json.dumps(state)
@@ -200,13 +207,14 @@ class Classification:
         """
         state = read_report(text, _KIND, _VERSION)
         try:
-            report = cls(classes=state["classes"], loss_sum=ExactSum.from_json(state["loss_sum"]))
+            loss_sum = ExactSum.from_json(state["loss_sum"])
+            report = cls(classes=state["classes"], loss_sum=loss_sum, skipped=checked_count(state["skipped"]))
             for true, predicted, rows in state["confusion"]:
                 report.cells[report._cell(true, predicted, rows)] += rows
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
-            message = f"{_KIND} report: expected 'classes', 'loss_sum' and 'confusion', received {error!r}"
+            message = f"{_KIND} report: expected 'classes', 'loss_sum', 'skipped' and 'confusion', received {error!r}"
             raise UserError(message, hint=_UNCHANGED) from error
         return report
 
@@ -226,7 +234,10 @@ class Classification:
         return self.to_json() == other.to_json() if isinstance(other, Classification) else NotImplemented
 
     def __str__(self) -> str:
-        head = f"accuracy  {self.accuracy:.4f}\nloss      {self.loss:.6g}\nrows      {self.rows:,}\n\n"
+        skipped = f" ({self.skipped:,} skipped)" if self.skipped else ""
+        head = (
+            f"accuracy  {self.accuracy:.4f}\nloss      {self.loss:.6g}\nrows      {self.rows:,}{skipped}\n\n"
+        )
         return head + (self._matrix() if self.classes <= _MATRIX_CLASSES else self._worst())
 
     def _matrix(self) -> str:

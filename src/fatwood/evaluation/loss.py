@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fatwood.errors import UserError
-from fatwood.evaluation.sums import ExactSum, read_report
+from fatwood.evaluation.sums import ExactSum, checked_count, read_report
 
 __all__ = ["Loss"]
 
@@ -34,6 +34,9 @@ class Loss:
 
     loss_sum: ExactSum = field(default_factory=ExactSum)
     """Sum of the loss over the rows."""
+
+    skipped: int = 0
+    """Bad rows that were left out, in no other number of this report."""
 
     @classmethod
     def empty(cls) -> Loss:
@@ -76,7 +79,11 @@ class Loss:
         Returns:
             A new report.
         """
-        return Loss(rows=self.rows + other.rows, loss_sum=self.loss_sum.plus(other.loss_sum.parts))
+        return Loss(
+            rows=self.rows + other.rows,
+            loss_sum=self.loss_sum.plus(other.loss_sum.parts),
+            skipped=self.skipped + other.skipped,
+        )
 
     @property
     def loss(self) -> float:
@@ -89,8 +96,10 @@ class Loss:
         Returns:
             Text for :meth:`from_json`.
         """
-        state = {"report": _KIND, "version": _VERSION, "rows": self.rows, "loss_sum": self.loss_sum.to_json()}
-        return json.dumps(state)
+        counts = {"rows": self.rows, "skipped": self.skipped}
+        return json.dumps(
+            {"report": _KIND, "version": _VERSION, **counts, "loss_sum": self.loss_sum.to_json()}
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Loss:
@@ -107,17 +116,18 @@ class Loss:
         """
         state = read_report(text, _KIND, _VERSION)
         try:
-            rows, loss_sum = state["rows"], ExactSum.from_json(state["loss_sum"])
+            return cls(
+                rows=checked_count(state["rows"]),
+                loss_sum=ExactSum.from_json(state["loss_sum"]),
+                skipped=checked_count(state["skipped"]),
+            )
         except (KeyError, TypeError, ValueError) as error:
-            message = f"{_KIND} report: expected a list of numbers as 'loss_sum', received {error!r}"
+            message = f"{_KIND} report: expected 'rows', 'loss_sum' and 'skipped', received {error!r}"
             raise UserError(message, hint="pass the text that to_json() returned, unchanged") from error
-        if type(rows) is not int or rows < 0:
-            message = f"{_KIND} report: expected a number of rows, received {rows!r}"
-            raise UserError(message, hint="pass the text that to_json() returned, unchanged")
-        return cls(rows=rows, loss_sum=loss_sum)
 
     def __eq__(self, other: object) -> bool:
         return self.to_json() == other.to_json() if isinstance(other, Loss) else NotImplemented
 
     def __str__(self) -> str:
-        return f"loss  {self.loss:.6g}\nrows  {self.rows:,}"
+        skipped = f" ({self.skipped:,} skipped)" if self.skipped else ""
+        return f"loss  {self.loss:.6g}\nrows  {self.rows:,}{skipped}"

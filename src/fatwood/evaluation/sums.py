@@ -15,7 +15,7 @@ from typing import Any
 
 from fatwood.errors import UserError
 
-__all__ = ["ExactSum", "read_report"]
+__all__ = ["ExactSum", "checked_count", "read_report"]
 
 
 @dataclass(frozen=True)
@@ -101,3 +101,15 @@ def read_report(text: str, report: str, version: int) -> Mapping[str, Any]:
         message = f"{report} report: expected version 1 to {version}, received {received!r}"
         raise UserError(message, hint="read it with the version of Fatwood that wrote it, or a newer one")
     return state
+
+
+def checked_count(value: object) -> int:
+    """A number of rows out of JSON.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if type(value) is not int or value < 0:
+        text = f"expected a number of rows, received {value!r}"
+        raise ValueError(text)
+    return value

@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import re
 import traceback
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
+from pyspark.errors import PySparkException
+
 from fatwood import errors
+from fatwood.spark.shipping import installed_folders, is_within
 
-__all__ = ["describe_failure", "failure_of_spark", "rebuild_failure", "severity"]
+__all__ = ["describe_failure", "failure_of_spark", "rebuild_failure", "severity", "spark_errors"]
 
-_PACKAGE = str(Path(errors.__file__).parent)
+_PACKAGE = (os.path.join(os.path.dirname(errors.__file__), ""),)
+_MAX_CHARACTERS = 40_000
+"""Of a message or traceback; a report of the control channel takes 1 MiB of escaped JSON."""
+_HEADER = "Traceback (most recent call last):\n"
 
 
 def describe_failure(error: BaseException) -> dict[str, Any]:
     """What the driver must know of an error on a worker, as JSON values."""
-    if isinstance(error, errors.UserCodeError):
-        trace = _users_traceback(error.__cause__)
-    elif isinstance(error, errors.UserError):
-        trace = ""
-    else:
-        trace = "".join(traceback.format_exception(error))
+    if not isinstance(error, errors.FatwoodError):
+        frames = _first_users_frame(error.__traceback__)
+        kind = errors.ClusterError if frames is None else errors.UserCodeError
+        trace = _formatted(error, frames or error.__traceback__)
+        return {"type": kind.__name__, "message": _headline(error), "hint": None, "traceback": trace}
+    trace = ""
+    if isinstance(error, errors.UserCodeError) and error.__cause__ is not None:
+        frames = error.__cause__.__traceback__
+        trace = _formatted(error.__cause__, _first_users_frame(frames) or _first_foreign_frame(frames))
+    elif not isinstance(error, errors.UserError):
+        trace = _formatted(error, error.__traceback__)
     return {
         "type": type(error).__name__,
-        "message": error.message
-        if isinstance(error, errors.FatwoodError)
-        else f"{type(error).__name__}: {error}",
-        "hint": error.hint if isinstance(error, errors.FatwoodError) else None,
+        "message": _shortened(error.message),
+        "hint": error.hint,
         "traceback": trace,
     }
 
@@ -40,61 +51,130 @@ def rebuild_failure(failure: Mapping[str, Any], where: str) -> errors.FatwoodErr
         failure: From :func:`describe_failure`, possibly incomplete: it came over the network.
         where: For example ``"worker 1 on host 10.0.0.3"``.
     """
-    kind: type[errors.FatwoodError] = errors.UserCodeError
-    found = getattr(errors, str(failure.get("type")), None)
-    if isinstance(found, type) and issubclass(found, errors.FatwoodError):
-        kind = found
     text = f"{failure.get('message')}\non {where}"
     if failure.get("traceback"):
         text += f"\n\n{str(failure['traceback']).rstrip()}"
     hint = failure.get("hint")
-    return kind(text, hint=str(hint) if hint else None)
+    return _kind(failure.get("type"))(text, hint=str(hint) if hint else None)
 
 
 def severity(error: errors.FatwoodError) -> int:
-    """Which of several workers' errors is the cause: the lowest. Losing a peer is mostly a consequence."""
-    if isinstance(error, errors.UserError):
-        return 0
-    if isinstance(error, errors.PeerLost):
-        return 3
-    if isinstance(error, errors.ExchangeError):
-        return 2
-    return 1
+    """Which of several errors of one job is the cause: the lowest.
+
+    Losing a peer is a consequence of whatever happened to the peer, and what Spark says of a job is a consequence
+    of what happened to its tasks.
+    """
+    order = (errors.PeerLost, errors.ExchangeError, errors.ClusterError, errors.WorldError)
+    return next((len(order) - i for i, kind in enumerate(order) if isinstance(error, kind)), 0)
+
+
+@contextmanager
+def spark_errors() -> Iterator[None]:
+    """Raise what :func:`failure_of_spark` makes of the errors of the Spark actions within."""
+    try:
+        yield
+    except errors.FatwoodError:
+        raise
+    except Exception as error:
+        failure = failure_of_spark(error)
+        # below a user's own traceback, Spark's account of it would only be read first
+        raise failure from None if isinstance(failure, errors.UserError) else error
 
 
 def failure_of_spark(error: BaseException) -> errors.FatwoodError:
-    """The error to raise when the Spark job itself failed, with a Python error of the user's plan first."""
+    """The error to raise when a Spark job itself failed, with a Python error of the user's plan first."""
     text = str(error)
-    where = re.search(r"Lost task [\d.]+ in stage [\d.]+ \(TID \d+\)(?: \([^)]*\))?", text)
-    place = where.group(0) if where else "a task of the Spark job"
-    lines = re.findall(
-        r"^(?:\w+\.)*(\w*(?:Error|Exception|Interrupt|Exit)\b.*)$", _python_traceback(text), re.MULTILINE
+    found = re.search(r"Lost task [\d.]+ in stage [\d.]+ \(TID \d+\)(?: \([^)]*\))?", text)
+    place = f" ({found.group(0)})" if found else ""
+    trace = _python_traceback(text)
+    if trace:
+        return _failure_of_python(trace, place)
+    headline = next(
+        (line.lstrip(": ") for line in text.splitlines() if line and "while calling" not in line), ""
     )
-    if lines:
-        message = f"{lines[-1]}\nraised by the DataFrame's own plan ({place})\n\n{_python_traceback(text)}"
-        return errors.UserCodeError(message)
-    message = f"the Spark job failed: {text.strip().splitlines()[0] if text.strip() else type(error).__name__}\n{place}"
-    return errors.ClusterError(message, hint="the whole error of Spark is chained below this one")
+    headline = f"{type(error).__name__}: {headline}" if headline else type(error).__name__
+    if isinstance(
+        error, PySparkException
+    ):  # it has a name in Spark's catalogue of errors, such as DIVIDE_BY_ZERO
+        return errors.UserCodeError(
+            f"{headline}\nraised by the DataFrame's own plan{place}\n\n{text.strip()}"
+        )
+    return errors.ClusterError(
+        f"the Spark job failed: {headline}{place}", hint="the whole error of Spark stands above this one"
+    )
+
+
+def _failure_of_python(trace: str, place: str) -> errors.FatwoodError:
+    kind, _, message = _last_error(trace).partition(": ")
+    if kind.startswith("fatwood.errors."):
+        message, _, hint = message.partition("\nhint: ")
+        return _kind(kind.rpartition(".")[2])(f"{message}\nin the Spark job{place}", hint=hint or None)
+    kind = kind.rpartition(".")[2]
+    headline = f"{kind}: {message}" if message else kind
+    if "No module named 'fatwood" in message:
+        text = f"fatwood cannot be imported by the executors: {headline}{place}"
+        return errors.ClusterError(text, hint="install the same fatwood in the Python of the executors")
+    return errors.UserCodeError(f"{headline}\nraised by the DataFrame's own plan{place}\n\n{trace}")
+
+
+def _kind(name: object) -> type[errors.FatwoodError]:
+    found = getattr(errors, str(name), None)
+    return (
+        found if isinstance(found, type) and issubclass(found, errors.FatwoodError) else errors.UserCodeError
+    )
 
 
 def _python_traceback(text: str) -> str:
+    """The first Python traceback in what the JVM says, without the JVM's own."""
     found = re.search(
-        r"Traceback \(most recent call last\):.*?(?=\n\s+at |\n\nDriver stacktrace|\nJVM stacktrace|\Z)",
+        re.escape(_HEADER) + r".*?(?=\n\s*\n?\tat |\n\nDriver stacktrace|\nJVM stacktrace|\Z)",
         text,
         re.DOTALL,
     )
     return found.group(0).rstrip() if found else ""
 
 
-def _users_traceback(cause: BaseException | None) -> str:
-    """The traceback of a user's error without the frames of this package above the user's own."""
-    if cause is None:
-        return ""
-    frames = cause.__traceback__
-    while frames is not None and frames.tb_next is not None and _is_ours(frames.tb_frame.f_code.co_filename):
+def _last_error(trace: str) -> str:
+    """``Type: message`` of a formatted traceback, the message possibly of several lines."""
+    lines = trace.rpartition(_HEADER)[2].splitlines()
+    start = next((i for i, line in enumerate(lines) if line and not line.startswith(" ")), 0)
+    return "\n".join(lines[start:])
+
+
+def _headline(error: BaseException) -> str:
+    try:
+        message = str(error)
+    except Exception:
+        message = "(its message cannot be shown)"
+    return _shortened(f"{type(error).__name__}: {message}" if message else type(error).__name__)
+
+
+def _formatted(error: BaseException, frames: TracebackType | None) -> str:
+    return _shortened("".join(traceback.format_exception(type(error), error, frames)))
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _MAX_CHARACTERS:
+        return text
+    half = _MAX_CHARACTERS // 2
+    return f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"
+
+
+def _first_users_frame(frames: TracebackType | None) -> TracebackType | None:
+    """The traceback from the first frame in the user's own code, or None."""
+    others = _PACKAGE + installed_folders()
+    while frames is not None and _is_frame_in(frames, others):
         frames = frames.tb_next
-    return "".join(traceback.format_exception(type(cause), cause, frames))
+    return frames
 
 
-def _is_ours(filename: str) -> bool:
-    return filename.startswith(_PACKAGE)
+def _first_foreign_frame(frames: TracebackType | None) -> TracebackType | None:
+    """The traceback without the frames of this package on top."""
+    while frames is not None and frames.tb_next is not None and _is_frame_in(frames, _PACKAGE):
+        frames = frames.tb_next
+    return frames
+
+
+def _is_frame_in(frames: TracebackType, folders: tuple[str, ...]) -> bool:
+    filename = frames.tb_frame.f_code.co_filename
+    return filename.startswith("<frozen ") or is_within(filename, folders)

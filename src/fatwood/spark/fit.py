@@ -14,6 +14,7 @@ from fatwood.codec import trainable_parameters
 from fatwood.errors import ClusterError, OptionError
 from fatwood.spark.balance import balanced, inspect
 from fatwood.spark.columns import resolve_columns
+from fatwood.spark.failures import spark_errors
 from fatwood.spark.job import JobOptions, run_training
 from fatwood.spark.progress import ProgressBar
 from fatwood.spark.session import require_slots, require_spark
@@ -70,7 +71,8 @@ def fit(
     shipped = ship({name: getattr(job, name) for name in _SHIPPED})
     _require_no_speculation(spark)
     workers = require_slots(spark, _worker_count(workers, states))
-    inspection = inspect(df, columns)
+    with spark_errors():
+        inspection = inspect(df, columns)
     rows = balanced(df, columns, inspection, workers=workers, seed=job.seed, shuffle=job.shuffle)
     layout = columns.layout(inspection.feature_width, inspection.label_width)
     tensor_bytes = sum(t.nbytes for t in job.network.state_dict().values())
@@ -85,6 +87,8 @@ def fit(
         epochs=job.epochs, first_epoch=job.first_epoch, rows=inspection.rows, shown=progress
     ) as bar:
         result = run_training(rows, shipped, job_options, layout, options, bar.update)
+        for record in result.history[-1:]:  # the last report on the way was not quite the end
+            bar.update(record.epoch, record.rows, record.loss)
     if result.parameters is None or len(result.states) != workers:
         text = "the training job ended without sending its parameters"
         raise ClusterError(text, hint="driver and executors must run the same version of fatwood")

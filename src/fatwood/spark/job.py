@@ -15,14 +15,16 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pyspark.sql import DataFrame
+from pyspark import Broadcast
+from pyspark.sql import DataFrame, SparkSession
 
 from fatwood.data import Layout
-from fatwood.errors import ClusterError, FatwoodError, ProtocolError, WorkerLost
+from fatwood.errors import ClusterError, FatwoodError, ProtocolError, UserError, WorkerLost
 from fatwood.exchange import Coordinator, Event
 from fatwood.spark.action import BackgroundAction
 from fatwood.spark.failures import failure_of_spark, rebuild_failure, severity
@@ -36,7 +38,11 @@ _POLL_SECONDS = 0.1
 _BLAME_SECONDS = 1.0
 """How long after a first failure others may still come in: the cause can arrive after its consequences."""
 _END_SECONDS = 10.0
-"""How long a finished or cancelled Spark job may take to end by itself."""
+"""How long the Spark job of finished workers may take to end by itself."""
+_CALLED_OFF_SECONDS = 2.0
+"""The same of workers that were told to stop: they do so before their next exchange, and then remove their files."""
+_LATE_SECONDS = 30.0
+"""How much longer than the driver a worker waits for the others, so that the driver says who is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +95,43 @@ def run_training(
         WorldError: A worker was lost, or Spark failed.
     """
     context = rows.sparkSession.sparkContext
-    bind_host, advertise_host = driver_address(rows.sparkSession)
     secret = secrets.token_bytes(32)
+    with ExitStack() as cleanup:  # every step is taken, also when Ctrl-C comes in the middle of another
+        coordinator = cleanup.enter_context(_coordinator(rows.sparkSession, secret, options))
+        order = TaskOrder(
+            shipped=shipped,
+            options=dict(job_options),
+            layout=layout,
+            rendezvous=Rendezvous(
+                address=coordinator.address,
+                secret=secret,
+                start_timeout_seconds=options.start_timeout_seconds + _LATE_SECONDS,
+                exchange_timeout_seconds=options.exchange_timeout_seconds,
+                state_bytes=options.max_result_bytes,
+            ),
+        )
+        broadcast = context.broadcast(order)
+        cleanup.callback(_destroy, broadcast)
+
+        def task(batches: Any) -> Any:
+            return run_worker(batches, broadcast.value)
+
+        action = BackgroundAction(
+            context, "fatwood.fit", lambda: rows.mapInArrow(task, RESULT_SCHEMA).collect()
+        )
+        cleanup.callback(action.end, _CALLED_OFF_SECONDS)
+        cleanup.callback(coordinator.cancel, "the driver ended the job")
+        action.start()
+        result = _Watch(coordinator, action, options, on_progress).run()
+        action.join(_END_SECONDS)
+        return result
+
+
+def _coordinator(spark: SparkSession, secret: bytes, options: JobOptions) -> Coordinator:
+    bind_host, advertise_host = driver_address(spark)
     inbox = options.directory / "inbox"
     inbox.mkdir(parents=True)
-    coordinator = Coordinator(
+    return Coordinator(
         workers=options.workers,
         secret=secret,
         host=bind_host,
@@ -103,31 +141,10 @@ def run_training(
         max_blob_bytes=options.max_result_bytes,
         outbox={(rank, "state"): path for rank, path in options.states.items()},
     )
-    order = TaskOrder(
-        shipped=shipped,
-        options=dict(job_options),
-        layout=layout,
-        rendezvous=Rendezvous(
-            address=coordinator.address,
-            secret=secret,
-            start_timeout_seconds=options.start_timeout_seconds,
-            exchange_timeout_seconds=options.exchange_timeout_seconds,
-            state_bytes=options.max_result_bytes,
-        ),
-    )
-    broadcast = context.broadcast(order)
 
-    def task(batches: Any) -> Any:
-        return run_worker(batches, broadcast.value)
 
-    action = BackgroundAction(context, "fatwood.fit", lambda: rows.mapInArrow(task, RESULT_SCHEMA).collect())
-    try:
-        action.start()
-        return _Watch(coordinator, action, options, on_progress).run()
-    finally:
-        coordinator.cancel("the driver ended the job")
-        action.end(_END_SECONDS)
-        coordinator.close()
+def _destroy(broadcast: Broadcast[TaskOrder]) -> None:
+    with suppress(Exception):  # the session may have been stopped meanwhile, and its broadcasts with it
         broadcast.destroy()
 
 
@@ -148,26 +165,35 @@ class _Watch:
         self._result = TrainingResult()
         self._failures: list[FatwoodError] = []
         self._blame_until: float | None = None
+        self._spark_ended = False
 
     def run(self) -> TrainingResult:
         while len(self._result.workers) < self._options.workers:
             event = self._coordinator.next_event(_POLL_SECONDS)
             if event is not None:
                 self._take(event)
-            elif self._action.failed is not None:
-                self._fail(failure_of_spark(self._action.failed), self._action.failed)
-            elif self._action.finished:
-                text = "the Spark job ended before all workers reported"
-                self._fail(ClusterError(text, hint="look for errors in the executors' logs"))
+            elif self._action.finished and not self._spark_ended:
+                self._spark_ended = True
+                self._fail(self._failure_of_action())
             if self._blame_until is not None and time.monotonic() >= self._blame_until:
                 raise min(self._failures, key=severity)
         self._result.workers.sort(key=lambda worker: worker.rank)
         return self._result
 
-    def _fail(self, error: FatwoodError, cause: BaseException | None = None) -> None:
-        error.__cause__ = cause
+    def _failure_of_action(self) -> FatwoodError:
+        if self._action.failed is None:
+            text = "the Spark job ended before all workers reported"
+            return ClusterError(text, hint="look for errors in the executors' logs")
+        error = failure_of_spark(self._action.failed)
+        if not isinstance(error, UserError):
+            error.__cause__ = self._action.failed
+        return error
+
+    def _fail(self, error: FatwoodError) -> None:
         self._failures.append(error)
-        if self._blame_until is None:
+        if isinstance(error, UserError):  # never a consequence of something else
+            self._blame_until = 0.0
+        elif self._blame_until is None:
             self._blame_until = time.monotonic() + _BLAME_SECONDS
 
     def _take(self, event: Event) -> None:
@@ -185,7 +211,7 @@ class _Watch:
             case "failed":
                 self._fail(rebuild_failure(body, where))
             case "lost":
-                text = f"{where} (partition {event.rank}) was lost: {body['reason']}"
+                text = f"{where} was lost: {body['reason']}"
                 hint = "the executor's log says why; running out of memory is the usual cause"
                 self._fail(WorkerLost(text, hint=hint))
             case "missing":

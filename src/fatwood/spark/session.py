@@ -93,7 +93,8 @@ def available_slots(spark: SparkSession, *, wanted: int = 1, wait_seconds: float
     java: Any = context._jsc
     profile = java.sc().resourceProfileManager().defaultResourceProfile()
     reachable = 0 if _is_local(context.master) else _dynamic_slots(dict(context.getConf().getAll()))
-    deadline = time.monotonic() + wait_seconds
+    # The one executor of a local session is there from the start.
+    deadline = time.monotonic() + (0.0 if _is_local(context.master) else wait_seconds)
     while True:
         # What Spark itself compares with the tasks of a barrier stage; it counts the active executors.
         slots = max(int(java.sc().maxNumConcurrentTasks(profile)), reachable)

@@ -46,8 +46,8 @@ def ship(parts: Mapping[str, Any]) -> bytes:
                     place, reason = _culprit(value, name, reason, ())
                     text = f"{place}: cannot be sent to the executors: {type(reason).__name__}: {reason}"
                     hint = (
-                        "locks, sessions, connections and open files stay on the driver: "
-                        "make it where it is first used, or leave it out in the class's __getstate__"
+                        "locks, sessions, connections and open files stay on the driver: make them "
+                        "where they are first used, or leave them out in the class's __getstate__"
                     )
                     raise ShippingError(text, hint=hint) from error
             text = f"{', '.join(parts)}: cannot be sent to the executors: {type(error).__name__}: {error}"
@@ -105,21 +105,6 @@ def _empty_module(name: str) -> ModuleType:
 
 def _fill_module(module: ModuleType, content: dict[str, Any]) -> None:
     vars(module).update(content)
-
-
-def unship(shipped: bytes) -> dict[str, Any]:
-    """The parts that :func:`ship` pickled, on an executor.
-
-    Raises:
-        ShippingError: They cannot be rebuilt here, mostly because a package is installed on the driver only.
-    """
-    try:
-        parts: dict[str, Any] = cloudpickle.loads(shipped)
-    except Exception as error:
-        text = f"{type(error).__name__}: {error}\nraised while the network was rebuilt on an executor"
-        hint = "install on every executor what the network uses, in the versions of the driver"
-        raise ShippingError(text, hint=hint) from error
-    return parts
 
 
 def _reason(value: Any, above: Container[int] = ()) -> Exception | None:

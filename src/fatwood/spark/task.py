@@ -11,17 +11,19 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import pyarrow as pa
 import torch
 
 from fatwood.data import Layout, PartitionData
+from fatwood.errors import ClusterError
 from fatwood.exchange import Exchange, Member, TcpExchange
 from fatwood.spark.failures import describe_failure
+from fatwood.spark.shipping import unship
 from fatwood.train import Replica, TrainingJob, pack, unpack
 
 __all__ = ["RESULT_SCHEMA", "Rendezvous", "TaskOrder", "run_worker", "spill_directory"]
@@ -30,6 +32,8 @@ RESULT_SCHEMA = "rank int"
 """Schema of the rows that training tasks return to Spark; the results themselves take the job's own connection."""
 
 _PROGRESS_SECONDS = 0.1
+_DRAIN_SECONDS = 0.5
+_SPILL_PREFIX = "fatwood-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,28 +80,44 @@ def run_worker(batches: Iterator[pa.RecordBatch], order: TaskOrder) -> Iterator[
         start_timeout_seconds=rendezvous.start_timeout_seconds,
         on_stop=stop.trigger,
     )
-    directory = spill_directory()
-    try:
-        member.report("done", _train(batches, order, member, stop, directory))
-    except (Exception, SystemExit) as error:
-        if member.stopped is None:
-            member.report("failed", describe_failure(error))
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-        member.close()
+    with member:
+        try:
+            with spill_directory() as directory:
+                outcome = _train(batches, order, member, stop, directory)
+            member.report("done", outcome)
+        except BaseException as error:  # also what the user's code raises to leave the process
+            if member.stopped is None:
+                member.report("failed", describe_failure(error))
+            _drain(batches)
     yield pa.RecordBatch.from_pydict({"rank": pa.array([rank], pa.int32())})
 
 
-def spill_directory() -> Path:
-    """A new directory on the executor's local disk; Spark's own local directories go with the application."""
+@contextmanager
+def spill_directory() -> Iterator[Path]:
+    """A new directory on the executor's local disk, without those that killed workers of this executor left there."""
     local = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0]
-    return Path(tempfile.mkdtemp(prefix="fatwood-", dir=local or None))
+    for left in Path(local).glob(f"{_SPILL_PREFIX}*") if local else ():
+        if not _is_alive(left.name.split("-")[1]):
+            shutil.rmtree(left, ignore_errors=True)
+    prefix = f"{_SPILL_PREFIX}{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=local or None, ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, PermissionError):
+        pass
+    return True
 
 
 def _train(
     batches: Iterator[pa.RecordBatch], order: TaskOrder, member: Member, stop: _Stop, directory: Path
 ) -> dict[str, Any]:
-    job = TrainingJob(**cloudpickle.loads(order.shipped), **order.options)
+    job = TrainingJob(**unship(order.shipped), **order.options)
     rank = member.view.rank
     rendezvous = order.rendezvous
     kept = member.fetch_blob("state", max_bytes=rendezvous.state_bytes)
@@ -124,7 +144,7 @@ def _partition(
     batches: Iterator[pa.RecordBatch], layout: Layout, job: TrainingJob, rank: int, directory: Path
 ) -> PartitionData:
     return PartitionData(
-        batches,
+        _fed(batches),
         layout,
         batch_size=job.batch_size,
         seed=job.seed,
@@ -135,6 +155,29 @@ def _partition(
         on_bad_row=job.on_bad_row,
         spill_directory=directory,
     )
+
+
+def _fed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    try:
+        for batch in batches:  # noqa: UP028  # `yield from` would close Spark's own iterator with this one
+            yield batch
+    except Exception as error:
+        text = f"Spark stopped sending rows: {type(error).__name__}: {error}"
+        hint = (
+            "its executor was killed, or could not fetch the rows from another: the executors' logs say why"
+        )
+        raise ClusterError(text, hint=hint) from error
+
+
+def _drain(batches: Iterator[pa.RecordBatch]) -> None:
+    """Read what is left of a failed worker's rows, if it is little.
+
+    Spark ends a process that has not read all of its rows, and the next fit would wait for a new one to import torch.
+    """
+    deadline = time.monotonic() + _DRAIN_SECONDS
+    with suppress(Exception):
+        while time.monotonic() < deadline and next(batches, None) is not None:
+            pass
 
 
 class _Progress:

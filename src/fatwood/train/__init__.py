@@ -4,7 +4,7 @@ from fatwood.train.job import LossFunction, OptimizerFactory, TrainingJob
 from fatwood.train.packing import pack, unpack
 from fatwood.train.replica import ProgressCallback, Replica
 from fatwood.train.stats import EpochRecord, FitStats, History, WorkerStats
-from fatwood.train.step import Forward, forward_and_loss, user_code
+from fatwood.train.step import Forward, forward, forward_and_loss, user_code
 from fatwood.train.strategies import AllReduce, GradientSharing, ParameterAveraging
 from fatwood.train.strategy import Strategy
 
@@ -23,6 +23,7 @@ __all__ = [
     "Strategy",
     "TrainingJob",
     "WorkerStats",
+    "forward",
     "forward_and_loss",
     "pack",
     "unpack",

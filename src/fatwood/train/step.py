@@ -14,27 +14,25 @@ from fatwood.data import SKIP_HINT, Batch, OnBadRow, describe_row
 from fatwood.errors import DataError, FatwoodError, UserCodeError
 from fatwood.train.job import LossFunction
 
-__all__ = ["Forward", "Step", "forward_and_loss", "user_code"]
+__all__ = ["Forward", "Step", "forward", "forward_and_loss", "user_code"]
 
 
 @contextmanager
-def user_code(part: str, batch: Batch | None = None) -> Iterator[None]:
-    """Re-raise what the user's code raises as :class:`UserCodeError`, with the user's own error first."""
+def user_code(part: str, given: str = "", hint: str | None = None) -> Iterator[None]:
+    """Re-raise what the user's code raises as :class:`UserCodeError`, with the user's own error first.
+
+    Args:
+        part: Of the user's code, for example ``"loss"``.
+        given: What it was called with, in words.
+        hint: What the reader can do about it.
+    """
     try:
         yield
     except FatwoodError:
         raise
     except Exception as error:
         text = f"{type(error).__name__}: {error}\nraised by the {part}"
-        hint = None
-        if batch is not None:
-            shape = tuple(batch.features.shape)
-            text += f", given features of shape {shape} and type {batch.features.dtype}"
-            if batch.features.dtype == torch.int64:
-                hint = (
-                    "integer columns arrive as int64; cast the column to float if the network expects floats"
-                )
-        raise UserCodeError(text, hint=hint) from error
+        raise UserCodeError(f"{text}, given {given}" if given else text, hint=hint) from error
 
 
 class Forward(NamedTuple):
@@ -43,7 +41,7 @@ class Forward(NamedTuple):
     output: torch.Tensor
     """``(rows, ...)``"""
     label: torch.Tensor
-    """``(rows,)`` or ``(rows, k)``"""
+    """``(rows,)`` or ``(rows, k)``, or the shape of the output where that has as many numbers"""
     loss: torch.Tensor
     """Scalar mean over the rows; NaN when there are none, or no loss function."""
 
@@ -78,7 +76,7 @@ class Step:
         rows = len(result.label)
         if not rows:
             return 0, 0.0
-        with user_code("backward pass", batch):
+        with user_code("backward pass", _spelled("features", batch.features)):
             result.loss.backward()  # type: ignore[no-untyped-call]
         return rows, float(result.loss.detach())
 
@@ -86,6 +84,28 @@ class Step:
         if not self._skip:
             raise DataError(message, hint=SKIP_HINT)
         self.rows_skipped.update(int(i) for i in row_ids)
+
+
+def forward(network: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """The network's output ``(B, ...)`` for a minibatch.
+
+    Args:
+        network: Called with the features.
+        batch: Its labels, if any, are not looked at.
+
+    Raises:
+        UserCodeError: The network raised, or returned something else than a tensor with a row for each of the batch.
+    """
+    hint = None
+    if batch.features.dtype == torch.int64:
+        hint = "integer columns arrive as int64; cast the column to float if the network expects floats"
+    with user_code("network's forward", _spelled("features", batch.features), hint):
+        output = network(batch.features)
+    if isinstance(output, torch.Tensor) and output.dim() and len(output) == len(batch):
+        return output
+    found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    text = f"TypeError: the network must return one tensor with a row for each of {len(batch)} rows, received {found}"
+    raise UserCodeError(text)
 
 
 def forward_and_loss(
@@ -96,6 +116,9 @@ def forward_and_loss(
 ) -> Forward:
     """Output and loss of a minibatch without the rows whose label is out of range.
 
+    Where the network returns one number for every number of the label, the label is a number and no class: it then
+    has the output's shape and type. A loss would broadcast ``(B,)`` against ``(B, 1)`` to ``(B, B)``.
+
     Args:
         network: Called with the features.
         loss: Called with output and label, if given.
@@ -105,28 +128,32 @@ def forward_and_loss(
     Raises:
         UserCodeError: The network or the loss raised, or returned something else than a tensor.
     """
-    with user_code("network's forward", batch):
-        output = network(batch.features)
-    label = batch.label
-    if not isinstance(output, torch.Tensor) or label is None or len(output) != len(batch):
-        found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        text = f"TypeError: the network must return one tensor with a row for each of {len(batch)} rows, received {found}"
-        raise UserCodeError(text)
+    output, label = forward(network, batch), batch.label
+    if label is None:
+        text = "forward_and_loss: expected a batch with labels, received one without"
+        raise ValueError(text)
+    if output.is_floating_point() and label.numel() == output.numel():
+        label = label.reshape(output.shape).to(output.dtype)
     usable = _usable_rows(output, label, getattr(loss, "ignore_index", None))
     if not bool(usable.all()):
         drop(batch.row_ids[(~usable).numpy()], _out_of_range(batch.row_ids, label, usable, output.shape[1]))
         output, label = output[usable], label[usable]
     if loss is None or not len(label):
         return Forward(output, label, torch.tensor(float("nan")))
-    if label.is_floating_point() and label.shape != output.shape and label.numel() == output.numel():
-        label = label.reshape(output.shape)  # (B,) against (B, 1): a loss would broadcast them to (B, B)
-    with user_code("loss", batch):
+    hint = None
+    if label.is_floating_point() and label.dim() == 1 < output.dim():
+        hint = "the label column is no integer; cast it to int if it holds classes"
+    with user_code("loss", f"{_spelled('output', output)}, {_spelled('label', label)}", hint):
         value = loss(output, label)
     if not isinstance(value, torch.Tensor) or value.dim() != 0:
         found = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
         text = f"TypeError: the loss must return a scalar tensor, received {found}"
         raise UserCodeError(text, hint="a loss with reduction='mean' does")
     return Forward(output, label, value)
+
+
+def _spelled(name: str, tensor: torch.Tensor) -> str:
+    return f"{name} of shape {tuple(tensor.shape)} and type {tensor.dtype}"
 
 
 def _usable_rows(output: torch.Tensor, label: torch.Tensor, ignore_index: int | None) -> torch.Tensor:
