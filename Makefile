@@ -15,7 +15,7 @@ test: test-fast
 	$(BIN)/pytest -q -m "spark or slow"
 
 test-fast: $(INSTALLED)
-	$(BIN)/pytest -q -m "not spark and not slow"
+	$(BIN)/pytest -q -n 2 -m "not spark and not slow"
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -1,21 +1,28 @@
 """Train PyTorch models on the Apache Spark cluster you already have.
 
 The public names of the package; :mod:`fatwood.errors` has the exceptions, :mod:`fatwood.testing` what tests can use.
+A name is imported when it is first used, so that the command line answers without waiting for PyTorch.
 """
 
-from fatwood import errors
-from fatwood.codec import AdaptiveThreshold, FixedThreshold, ResidualClipping
-from fatwood.evaluation import Classification, Loss
-from fatwood.model import Fit, SparkModel
-from fatwood.train import (
-    AllReduce,
-    EpochRecord,
-    FitStats,
-    GradientSharing,
-    History,
-    ParameterAveraging,
-    WorkerStats,
-)
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fatwood import errors
+    from fatwood.codec import AdaptiveThreshold, FixedThreshold, ResidualClipping
+    from fatwood.evaluation import Classification, Loss
+    from fatwood.model import Fit, SparkModel
+    from fatwood.train import (
+        AllReduce,
+        EpochRecord,
+        FitStats,
+        GradientSharing,
+        History,
+        ParameterAveraging,
+        WorkerStats,
+    )
 
 __version__ = "0.1.0"
 
@@ -37,3 +44,32 @@ __all__ = [
     "__version__",
     "errors",
 ]
+
+_ROOMS = {
+    "codec": ("AdaptiveThreshold", "FixedThreshold", "ResidualClipping"),
+    "evaluation": ("Classification", "Loss"),
+    "model": ("Fit", "SparkModel"),
+    "train": (
+        "AllReduce",
+        "EpochRecord",
+        "FitStats",
+        "GradientSharing",
+        "History",
+        "ParameterAveraging",
+        "WorkerStats",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for room, names in _ROOMS.items():
+        if name in names:
+            return getattr(import_module(f"fatwood.{room}"), name)
+    if name == "errors":
+        return import_module("fatwood.errors")
+    text = f"module 'fatwood' has no attribute {name!r}"
+    raise AttributeError(text)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -190,7 +190,9 @@ def test_connections_of_another_group_are_dropped_and_the_mesh_is_built():
 
 
 @pytest.mark.parametrize(
-    ("timeout", "limit", "secret"), [(0.0, 1, SECRET), (1.0, 0, SECRET), (1.0, 1, b"short")]
+    ("timeout", "limit", "secret"),
+    [(0.0, 1, SECRET), (1.0, 0, SECRET), (1.0, 1, b"short")],
+    ids=["timeout", "limit", "secret"],
 )
 def test_connect_checks_its_arguments(timeout, limit, secret):
     with Listener(host="127.0.0.1", secret=SECRET, purpose=MESH) as listener, pytest.raises(OptionError):

@@ -114,15 +114,28 @@ def _docstring_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def test_the_public_list_is_what_is_there() -> None:
-    assert sorted(fatwood.__all__) == list(fatwood.__all__)
+    assert sorted(fatwood.__all__) == list(fatwood.__all__) == dir(fatwood)
     for name in fatwood.__all__:
         assert getattr(fatwood, name) is not None
+    guarded = ast.parse((PACKAGE / "__init__.py").read_text())
+    typed = {
+        alias.name for node in ast.walk(guarded) if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert set(fatwood.__all__) - {"__version__"} == typed - {
+        "annotations",
+        "import_module",
+        "TYPE_CHECKING",
+        "Any",
+    }
+    with pytest.raises(AttributeError, match="no attribute 'SparkModle'"):
+        fatwood.SparkModle  # noqa: B018
 
 
 def test_importing_the_package_needs_no_spark() -> None:
     code = (
         "import sys; sys.modules['pyspark'] = sys.modules['pandas'] = None; import fatwood, fatwood.cli, fatwood.demo;"
-        "assert not any(m.startswith('pyspark.') for m in sys.modules)"
+        "assert not any(m.startswith('pyspark.') for m in sys.modules); assert 'torch' not in sys.modules;"
+        "import fatwood.model; assert not any(m.startswith('pyspark.') for m in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False

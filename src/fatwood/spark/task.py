@@ -121,13 +121,13 @@ def _train(
     rank = member.view.rank
     rendezvous = order.rendezvous
     kept = member.fetch_blob("state", max_bytes=rendezvous.state_bytes)
-    parameters = sum(p.numel() for p in job.network.parameters())
+    tensor_bytes = sum(tensor.nbytes for tensor in job.network.state_dict().values())
     exchange = TcpExchange.connect(
         member.view,
         member.listener,
         rendezvous.secret,
         timeout_seconds=rendezvous.exchange_timeout_seconds,
-        max_message_bytes=8 * parameters + 2**20,
+        max_message_bytes=2 * tensor_bytes + 2**20,
     )
     stop.attach(exchange)
     with exchange, _partition(batches, order.layout, job, rank, directory) as data:
