@@ -65,6 +65,14 @@ def test_every_row_once_in_equal_shares(spark, sizes, workers) -> None:
     assert still == [ids[rank::workers] for rank in range(workers)]
 
 
+def test_how_the_frame_is_cut_changes_nothing(spark) -> None:
+    def features(partitions):
+        rows, _ = plan(spark.range(0, 100, 1, partitions), workers=3)
+        return [tuple(row) for row in rows.select(F.spark_partition_id(), "features").collect()]
+
+    assert features(1) == features(4) == features(7)
+
+
 def test_alternating_rows_are_mixed(spark) -> None:
     parts = placed(plan(frame(spark, (400,)), workers=2)[0], 2)
     even = [sum(row_id % 2 == 0 for row_id in part) for part in parts]

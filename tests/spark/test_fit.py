@@ -87,6 +87,13 @@ def test_the_same_seed_and_workers_give_the_same_bits(spark, strategy) -> None:
     assert parameters(first.network).tobytes() != parameters(other.network).tobytes()
 
 
+def test_the_same_bits_however_the_frame_is_cut(spark) -> None:
+    one, _ = fitted(frame(spark, (73,)), AllReduce(), workers=2, epochs=2)
+    two = frame(spark, (73,)).orderBy("id").repartitionByRange(5, "id").sortWithinPartitions("id")
+    other, _ = fitted(two, AllReduce(), workers=2, epochs=2)
+    assert parameters(one.network).tobytes() == parameters(other.network).tobytes()
+
+
 def test_the_same_bits_after_a_shuffle_of_the_users(spark) -> None:
     """What a shuffle's fetch order leaves open is open in the user's frame too; a sort closes it."""
     df = frame(spark, (40, 3, 30)).repartition(3).orderBy("id")

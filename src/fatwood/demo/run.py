@@ -51,9 +51,11 @@ def network(seed: int = 0) -> nn.Module:
     return nn.Sequential(
         nn.Unflatten(1, (1, 28, 28)),
         nn.Conv2d(1, 8, 5, padding=2),
+        nn.BatchNorm2d(8),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Conv2d(8, 16, 5, padding=2),
+        nn.BatchNorm2d(16),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),

@@ -12,7 +12,8 @@ rows that alternate between classes would give each worker a class of its own.
 
 A row is sent to its worker by Spark's ordinary hash partitioning: `repartition(W, key)` puts a row into
 partition ``pmod(hash(key), W)``, and `_keys` looks up, for each worker, a key that lands there. Within a worker
-rows are sorted by a seeded hash of `row_id`, or by `row_id` itself.
+rows are sorted by a seeded hash of the index, or by the index itself. So what a worker gets depends on the order of
+the rows in the frame, and not on how they are cut into partitions.
 
 Where the frame's partitions differ from one evaluation to the next (say, after a shuffle whose fetch order is
 left open, or with `rand()` in a filter), the counts do not fit any more: the shares are then uneven, but every
@@ -126,7 +127,7 @@ def balanced(
 
     Returns:
         A DataFrame of the columns ``row_id`` (bigint), ``features`` and, if there is one, ``label``. Partition,
-        order and content are a function of `df`, `workers` and `seed` alone.
+        order and content are a function of the rows of `df` in their order, of `workers` and of `seed` alone.
 
     Raises:
         OptionError: `workers` is less than 1 or `seed` needs more than 64 bits.
@@ -145,7 +146,7 @@ def balanced(
     turn = F.xxhash64(index - index % workers, F.lit(seed).cast("bigint")) if shuffle else F.lit(0)
     worker = F.pmod(index % workers + F.pmod(turn, F.lit(workers)), F.lit(workers)).cast("int")
     key = F.get(_literal(_keys(df.sparkSession, workers)), worker)
-    order = [F.xxhash64(row_id, F.lit(seed).cast("bigint")), row_id] if shuffle else [row_id]
+    order = [F.xxhash64(index, F.lit(seed).cast("bigint")), row_id] if shuffle else [row_id]
     return df.select(*columns.packed).repartition(workers, key).sortWithinPartitions(*order)
 
 
