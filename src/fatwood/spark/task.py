@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from fatwood.data import Layout, PartitionData
+from fatwood.data import Layout
 from fatwood.errors import ClusterError
 from fatwood.exchange import Exchange, Member, TcpExchange
 from fatwood.spark.failures import describe_failure
@@ -130,7 +130,7 @@ def _train(
         max_message_bytes=2 * tensor_bytes + 2**20,
     )
     stop.attach(exchange)
-    with exchange, _partition(batches, order.layout, job, rank, directory) as data:
+    with exchange, job.partition(_fed(batches), order.layout, rank, directory) as data:
         replica = Replica(job, exchange, None if kept is None else unpack(kept))
         records = replica.train(data, _Progress(member))
         stats = replica.stats(data, records)
@@ -138,23 +138,6 @@ def _train(
             member.send_blob("parameters", pack(dict(job.network.state_dict())))
         member.send_blob("state", pack(replica.state()))
     return {"stats": stats.to_json(), "history": [r.to_json() for r in records] if rank == 0 else []}
-
-
-def _partition(
-    batches: Iterator[pa.RecordBatch], layout: Layout, job: TrainingJob, rank: int, directory: Path
-) -> PartitionData:
-    return PartitionData(
-        _fed(batches),
-        layout,
-        batch_size=job.batch_size,
-        seed=job.seed,
-        rank=rank,
-        first_epoch=job.first_epoch,
-        epochs=job.epochs,
-        shuffle=job.shuffle,
-        on_bad_row=job.on_bad_row,
-        spill_directory=directory,
-    )
 
 
 def _fed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

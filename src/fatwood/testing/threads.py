@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from fatwood.data import Layout, PartitionData
+from fatwood.data import Layout
 from fatwood.exchange import Exchange, in_process_group
 from fatwood.train import EpochRecord, Replica, TrainingJob, WorkerStats
 
@@ -84,18 +84,7 @@ def train_in_threads(
         own = replace(job, network=copy.deepcopy(job.network))
         try:
             with tempfile.TemporaryDirectory() as directory, exchanges[rank] as exchange:
-                data = PartitionData(
-                    shards[rank],
-                    layout,
-                    batch_size=own.batch_size,
-                    seed=own.seed,
-                    rank=rank,
-                    first_epoch=own.first_epoch,
-                    epochs=own.epochs,
-                    shuffle=own.shuffle,
-                    on_bad_row=own.on_bad_row,
-                    spill_directory=Path(directory),
-                )
+                data = own.partition(shards[rank], layout, rank, Path(directory))
                 with data:
                     replica = Replica(own, exchange, (states or {}).get(rank))
                     history = replica.train(data, lambda *_: None)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from fatwood.codec import trainable_parameters
-from fatwood.data import OnBadRow
+from fatwood.data import Layout, OnBadRow, PartitionData
 from fatwood.errors import OptionError
 from fatwood.train.strategy import Strategy
 
@@ -48,6 +50,9 @@ class TrainingJob:
             ("digest_every", 1),
         ):
             _require_whole(name, getattr(self, name), lowest)
+        if self.seed >= 2**63:
+            text = f"seed: expected less than 2**63, received {self.seed}"
+            raise OptionError(text)
         if self.on_bad_row not in ("error", "skip"):
             text = f"on_bad_row: expected 'error' or 'skip', received {self.on_bad_row!r}"
             raise OptionError(text)
@@ -55,6 +60,30 @@ class TrainingJob:
         _require_strategy(self.strategy)
         _require_loss(self.loss)
         _require_optimizer(self.optimizer, self.network)
+
+    def partition(
+        self, batches: Iterable[pa.RecordBatch], layout: Layout, rank: int, spill_directory: Path
+    ) -> PartitionData:
+        """A worker's rows as minibatches of this job.
+
+        Args:
+            batches: The worker's share, in the order of the first epoch.
+            layout: Of the rows.
+            rank: Of the worker.
+            spill_directory: For the rows of later epochs.
+        """
+        return PartitionData(
+            batches,
+            layout,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            first_epoch=self.first_epoch,
+            epochs=self.epochs,
+            shuffle=self.shuffle,
+            on_bad_row=self.on_bad_row,
+            spill_directory=spill_directory,
+        )
 
 
 def _require_whole(name: str, value: object, lowest: int) -> None:
