@@ -8,6 +8,7 @@
     │   ├── SchemaError                 a column that is missing or has the wrong type
     │   ├── DataError                   a row that cannot be used: null, NaN, wrong length, label out of range
     │   ├── ShippingError               a network, loss or optimizer that cannot be sent to the executors
+    │   ├── NotFiniteError              an update with a NaN or an infinity
     │   └── UserCodeError               the user's own network, loss or optimizer raised on a worker
     └── WorldError (also a RuntimeError) something outside the program
         ├── ClusterError                the cluster cannot run the job: no Java, too few slots, a job that died
@@ -31,6 +32,7 @@ __all__ = [
     "DivergenceError",
     "ExchangeError",
     "FatwoodError",
+    "NotFiniteError",
     "OptionError",
     "PeerLost",
     "ProtocolError",
@@ -76,6 +78,28 @@ class DataError(UserError):
 
 class ShippingError(UserError):
     """A network, loss or optimizer that cannot be sent to the executors."""
+
+
+class NotFiniteError(UserError):
+    """An update has a NaN or an infinity; nothing of it was sent.
+
+    Args:
+        position: Of the first such number in the flat vector of parameters.
+        n: How many parameters there are.
+        value: What was found there.
+        parameter: The name of the parameter and the element, when known.
+    """
+
+    def __init__(self, position: int, n: int, value: float, parameter: str | None = None) -> None:
+        self.position = position
+        self.n = n
+        self.value = value
+        self.parameter = parameter
+        where = f"parameter {parameter}" if parameter else f"parameter {position} (of {n})"
+        super().__init__(
+            f"the update of {where}: expected a finite number, received {value}",
+            hint="lower the learning rate, clip the gradients, or look for a division by zero or a log of zero in the loss",
+        )
 
 
 class UserCodeError(UserError):

@@ -1,129 +1,209 @@
-"""The codec's two loops over parameters, in chunked NumPy.
+"""The codec's loops over parameters and positions: their contract, and which implementation serves.
 
-This is the one place where a compiled kernel may later stand beside the reference: it would offer these two
-functions with the same arguments and the same bits in the result.
+There are two, and they return the same bits: `fatwood.codec.native` (C, compiled when the package was built) and
+`fatwood.codec.reference` (NumPy; the reference in the tests, and what serves where nothing was compiled). `active`
+picks one, once per process, and says in one log line when it is not a compiled one.
 
 Shapes: ``n`` parameters, ``count`` positions in a message.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fatwood.errors import UserError
+from fatwood.errors import OptionError
 
-__all__ = ["Extracted", "add_signed", "extract"]
+__all__ = ["Extracted", "Kernel", "RicePlan", "Signed", "active", "available"]
 
-# 64 Ki float32 are 256 KiB: the residual's chunk, the update's chunk and the temporaries stay in the second-level cache.
-_CHUNK = 1 << 16
+Floats = NDArray[np.float32]
+Positions = NDArray[np.int64]
+Signs = NDArray[np.bool_]
+
+ENVIRONMENT = "FATWOOD_KERNEL"
+"""Environment variable that names the kernel to use; unset takes the fastest."""
 
 
 class Extracted(NamedTuple):
     """What one pass took out of a residual."""
 
-    positions: NDArray[np.int64]  # (count,) ascending, unique
-    negative: NDArray[np.bool_]  # (count,) True where -tau was taken, False where +tau
+    positions: Positions  # (count,) ascending, unique
+    negative: Signs  # (count,) True where -tau was taken, False where +tau
     clipped_mass: float  # sum of the absolute values that clipping threw away
 
 
-def extract(
-    residual: NDArray[np.float32], delta: NDArray[np.float32], tau: float, clip: float | None
-) -> Extracted:
-    """Adds an update to the residual and takes one ``+-tau`` out of every element that reaches it.
+class Signed(NamedTuple):
+    """One message's part of a sum: ``+value`` or ``-value`` at its positions."""
 
-    With ``r`` the residual, ``d`` the update and all arithmetic in float32::
+    positions: Positions  # (count,) ascending, unique, in range(n)
+    negative: Signs  # (count,) True where -value is to be added
+    value: float  # rounded to float32 before it is added
 
-        r <- r + d
-        for each |r[i]| >= tau:  emit (i, sign r[i]);  r[i] <- r[i] - tau * sign r[i]
-        with a clip c >= tau:    r[i] <- min(max(r[i], -c), c)
 
-    The subtraction is exact when ``tau <= |r[i]| <= 2 tau`` (Sterbenz) and, for ``|r[i]| < 2**24 tau``, when tau is
-    a power of two; otherwise it rounds once, by at most half a unit in the last place of ``r[i]``.
+class RicePlan(NamedTuple):
+    """How `fatwood.codec.rice` will write some positions and signs, and in how many bytes."""
 
-    Args:
-        residual: (n,) changed in place.
-        delta: (n,) left alone.
-        tau: The threshold; it is rounded to float32 first, as it will be in the message.
-        clip: Bound on the residual after the subtraction, at least ``tau``, or None for no clipping.
+    k: NDArray[np.uint8]  # the Rice parameter of every block; one number when there is one block for all
+    flips: int  # how many signs differ from the one before; -1 when signs are written as plain bits
+    flips_k: int  # the Rice parameter of the gaps between flips
+    bytes: int  # exact length of the payload
 
-    Returns:
-        The positions in ascending order, their signs and the mass lost to clipping.
+
+class Kernel(ABC):
+    """The loops. Arguments are checked here, once for all implementations."""
+
+    name: str
+    """``"numpy"``, or the instruction set of a compiled one: ``"portable"``, ``"avx2"``, ``"avx512"``."""
+
+    ternary_limit: int
+    """The most parameters for which this kernel's range coder is worth its time; beyond, dense steps go as Rice."""
+
+    def extract(
+        self,
+        residual: Floats,
+        delta: Floats,
+        tau: float,
+        clip: float | None = None,
+        *,
+        threads: int = 1,
+        expected: int = 0,
+    ) -> Extracted:
+        """Adds an update to the residual and takes one ``+-tau`` out of every element that reaches it.
+
+        With ``r`` the residual, ``d`` the update and all arithmetic in float32::
+
+            r <- r + d
+            for each |r[i]| >= tau:  emit (i, sign r[i]);  r[i] <- r[i] - tau * sign r[i]
+            with a clip c >= tau:    r[i] <- min(max(r[i], -c), c)
+
+        The subtraction is exact when ``tau <= |r[i]| <= 2 tau`` (Sterbenz) and, for ``|r[i]| < 2**24 tau``, when tau
+        is a power of two; otherwise it rounds once, by at most half a unit in the last place of ``r[i]``.
+
+        Args:
+            residual: (n,) changed in place.
+            delta: (n,) left alone.
+            tau: The threshold; it is rounded to float32 first, as it will be in the message.
+            clip: Bound on the residual after the subtraction, at least ``tau``, or None for no clipping.
+            threads: How many threads may work; the result is the same for any number but for the last bits of
+                the clipped mass.
+            expected: A guess of ``count``, to take memory once.
+
+        Returns:
+            The positions in ascending order, their signs and the mass lost to clipping.
+
+        Raises:
+            NotFiniteError: A sum is NaN or infinite. The residual is then partly updated and must not be used again.
+            ValueError: Shapes, dtypes, tau or clip cannot work.
+        """
+        _check_vectors(residual, delta)
+        with np.errstate(over="ignore"):  # too large a number is refused below
+            quantum = float(np.float32(tau))
+            bound = np.inf if clip is None else float(np.float32(clip))
+        if not 0.0 < quantum < np.inf:
+            msg = f"tau: expected a positive finite float32, received {tau!r}"
+            raise ValueError(msg)
+        if not bound >= quantum:
+            msg = f"clip: expected at least tau = {quantum}, received {clip!r}"
+            raise ValueError(msg)
+        return self._extract(residual, delta, quantum, bound, max(1, threads), max(0, expected))
+
+    def add_signed(self, target: Floats, updates: Sequence[Signed], *, threads: int = 1) -> None:
+        """Adds several messages to a vector, in float32 and in the order given: any number of threads, equal bits.
+
+        Args:
+            target: (n,) changed in place.
+            updates: Positions must be ascending, unique and in ``range(n)``, as `rice_unpack` and `ternary_unpack`
+                return them; that is not checked again.
+            threads: How many threads may work.
+
+        Raises:
+            ValueError: The target is not a contiguous float32 vector.
+        """
+        _check_vectors(target)
+        self._add_signed(target, updates, max(1, threads))
+
+    @abstractmethod
+    def _extract(
+        self, residual: Floats, delta: Floats, tau: float, clip: float, threads: int, expected: int
+    ) -> Extracted:
+        """See `extract`; tau and clip are float32 numbers, clip is infinite when there is no clipping."""
+
+    @abstractmethod
+    def _add_signed(self, target: Floats, updates: Sequence[Signed], threads: int) -> None:
+        """See `add_signed`."""
+
+    @abstractmethod
+    def rice_plan(self, positions: Positions, negative: Signs) -> RicePlan:
+        """The form with the fewest bytes, see `fatwood.codec.rice`; at least one position, ascending and unique."""
+
+    @abstractmethod
+    def rice_pack(self, positions: Positions, negative: Signs, plan: RicePlan) -> bytes:
+        """Writes positions and signs as planned."""
+
+    @abstractmethod
+    def rice_unpack(self, payload: memoryview, count: int, n: int) -> tuple[Positions, Signs]:
+        """Reads what `rice_pack` wrote; no length or value is trusted.
+
+        Raises:
+            ProtocolError: The payload is not a packing of ``count`` positions below ``n``.
+        """
+
+    @abstractmethod
+    def ternary_histogram(self, positions: Positions, n: int) -> NDArray[np.int64]:
+        """How many of the ``ceil(n / 8)`` bytes of the mask have 0, 1, ... 8 bits set: (9,)."""
+
+    @abstractmethod
+    def ternary_pack(self, positions: Positions, negative: Signs, n: int) -> bytes:
+        """Writes mask and signs with a range coder, see `fatwood.codec.ternary`."""
+
+    @abstractmethod
+    def ternary_unpack(self, payload: memoryview, count: int, n: int) -> tuple[Positions, Signs]:
+        """Reads what `ternary_pack` wrote; no length or value is trusted.
+
+        Raises:
+            ProtocolError: The payload is not a packing of ``count`` positions below ``n``.
+        """
+
+
+def available() -> dict[str, Kernel]:
+    """All kernels that this machine can run, the fastest first; ``"numpy"`` is always the last."""
+    from fatwood.codec.native import native_kernels
+    from fatwood.codec.reference import NumpyKernel
+
+    return {kernel.name: kernel for kernel in (*native_kernels(), NumpyKernel())}
+
+
+@functools.cache
+def active() -> Kernel:
+    """The kernel of this process: the fastest, or the one that ``FATWOOD_KERNEL`` names.
 
     Raises:
-        UserError: A sum is NaN or infinite. The residual is then partly updated and must not be used again.
-        ValueError: Shapes, dtypes, tau or clip cannot work.
+        OptionError: ``FATWOOD_KERNEL`` names one that this machine cannot run.
     """
-    _check_vectors(residual, delta)
-    quantum = np.float32(tau)
-    if not 0.0 < quantum < np.inf:
-        msg = f"tau: expected a positive finite float32, received {tau!r}"
-        raise ValueError(msg)
-    bound = None if clip is None else np.float32(clip)
-    if bound is not None and not bound >= quantum:
-        msg = f"clip: expected at least tau = {quantum}, received {clip!r}"
-        raise ValueError(msg)
-
-    size = min(_CHUNK, residual.size)
-    magnitude, reached = np.empty(size, np.float32), np.empty(size, np.bool_)
-    positions: list[NDArray[np.int64]] = []
-    negative: list[NDArray[np.bool_]] = []
-    clipped_mass = 0.0
-    with np.errstate(over="ignore", invalid="ignore"):  # found below, and named
-        for start in range(0, residual.size, _CHUNK):
-            chunk = residual[start : start + _CHUNK]
-            np.add(chunk, delta[start : start + _CHUNK], out=chunk)
-            mask = reached[: chunk.size]
-            # "not below" and not "at least": a NaN then counts as reached, and is found among the few.
-            np.less(np.abs(chunk, out=magnitude[: chunk.size]), quantum, out=mask)
-            hits = np.logical_not(mask, out=mask).nonzero()[0]
-            values = chunk[hits]
-            if not np.isfinite(values).all():
-                raise _not_finite(values, hits + start, residual.size)
-            negative.append(values < 0)
-            positions.append(hits + start)
-            values -= np.copysign(quantum, values)
-            if bound is not None:  # what was not reached is below tau, so below the bound
-                clipped_mass += float(np.maximum(np.abs(values).astype(np.float64) - bound, 0.0).sum())
-                np.clip(values, -bound, bound, out=values)
-            chunk[hits] = values
-    if not positions:
-        return Extracted(np.empty(0, np.int64), np.empty(0, np.bool_), 0.0)
-    return Extracted(np.concatenate(positions), np.concatenate(negative), clipped_mass)
+    kernels = available()
+    chosen = os.environ.get(ENVIRONMENT) or next(iter(kernels))
+    if chosen not in kernels:
+        msg = f"environment variable {ENVIRONMENT}: expected one of {', '.join(kernels)}, received {chosen!r}"
+        raise OptionError(msg, hint="leave it unset for the fastest")
+    if chosen == "numpy":
+        logging.getLogger(__name__).warning(
+            "the codec runs in NumPy (no compiled kernel); encoding takes about three times as long"
+        )
+    return kernels[chosen]
 
 
-def add_signed(
-    target: NDArray[np.float32], positions: NDArray[np.int64], negative: NDArray[np.bool_], value: float
-) -> None:
-    """Adds ``+value`` or ``-value`` at the positions of a message, in float32.
-
-    Args:
-        target: (n,) changed in place.
-        positions: (count,) unique, each in ``range(n)``.
-        negative: (count,) True where ``-value`` is to be added.
-        value: Rounded to float32 first.
-    """
-    signed = np.array([value, -value], np.float32)
-    for start in range(0, positions.size, _CHUNK):
-        where = positions[start : start + _CHUNK]
-        target[where] += signed[negative[start : start + _CHUNK].view(np.uint8)]
-
-
-def _check_vectors(residual: NDArray[np.float32], delta: NDArray[np.float32]) -> None:
-    for name, vector in (("residual", residual), ("delta", delta)):
-        if vector.ndim != 1 or vector.dtype != np.float32:
-            msg = f"{name}: expected a float32 vector, received {vector.dtype} of shape {vector.shape}"
+def _check_vectors(*vectors: Floats) -> None:
+    for vector in vectors:
+        if vector.ndim != 1 or vector.dtype != np.float32 or not vector.flags.c_contiguous:
+            msg = f"vector: expected contiguous float32 of one dimension, received {vector.dtype} of shape {vector.shape}"
             raise ValueError(msg)
-    if residual.shape != delta.shape:
-        msg = f"delta: expected {residual.size} numbers as in the residual, received {delta.size}"
-        raise ValueError(msg)
-
-
-def _not_finite(values: NDArray[np.float32], positions: NDArray[np.int64], n: int) -> UserError:
-    first = int(np.flatnonzero(~np.isfinite(values))[0])
-    return UserError(
-        f"the update of parameter {positions[first]} (of {n}): expected a finite number, received {values[first]}",
-        hint="lower the learning rate, clip the gradients, or look for a division by zero or a log of zero in the loss",
-    )
+        if vector.shape != vectors[0].shape:
+            msg = f"delta: expected {vectors[0].size} numbers as in the residual, received {vector.size}"
+            raise ValueError(msg)
