@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fatwood import errors
-    from fatwood.codec import AdaptiveThreshold, FixedThreshold, ResidualClipping
+    from fatwood.codec import (
+        AdaptiveThreshold,
+        DensityWarmup,
+        EncodingRecord,
+        FixedThreshold,
+        ResidualClipping,
+        TargetSparsityThreshold,
+    )
     from fatwood.evaluation import Classification, Loss
     from fatwood.model import Fit, SparkModel
     from fatwood.train import (
@@ -30,6 +37,8 @@ __all__ = [
     "AdaptiveThreshold",
     "AllReduce",
     "Classification",
+    "DensityWarmup",
+    "EncodingRecord",
     "EpochRecord",
     "Fit",
     "FitStats",
@@ -40,13 +49,21 @@ __all__ = [
     "ParameterAveraging",
     "ResidualClipping",
     "SparkModel",
+    "TargetSparsityThreshold",
     "WorkerStats",
     "__version__",
     "errors",
 ]
 
 _ROOMS = {
-    "codec": ("AdaptiveThreshold", "FixedThreshold", "ResidualClipping"),
+    "codec": (
+        "AdaptiveThreshold",
+        "DensityWarmup",
+        "EncodingRecord",
+        "FixedThreshold",
+        "ResidualClipping",
+        "TargetSparsityThreshold",
+    ),
     "evaluation": ("Classification", "Loss"),
     "model": ("Fit", "SparkModel"),
     "train": (

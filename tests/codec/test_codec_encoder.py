@@ -6,19 +6,25 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fatwood.codec import (
     AdaptiveThreshold,
+    Coder,
+    DensityWarmup,
     FixedThreshold,
     ResidualClipping,
+    TargetSparsityThreshold,
     ThresholdEncoder,
-    apply_message,
+    apply_messages,
     decode,
     encode,
+    encode_values,
 )
-from fatwood.errors import OptionError, ProtocolError, UserError
+from fatwood.errors import NotFiniteError, OptionError, ProtocolError
+from fatwood.testing.strategies import float32_vectors
 
 N = 500
 
@@ -52,11 +58,11 @@ def test_conservation_is_exact_on_a_grid_through_every_coder():
     for step, spread in enumerate([0.02, 4.0, 0.05, 8.0, 0.1, 0.0]):
         delta = (np.round(64 * spread * rng.normal(size=N)) / 64).astype(np.float32)
         wire = encoder.encode(delta, step)
-        coders.add(wire[5])
-        apply_message(wire, target, 1.0, step)
+        coders.add(decode(wire, N, step).coder)
+        apply_messages([wire], target, [1.0], step)
         total += delta
         assert np.array_equal(target.astype(np.float64) + encoder.residual, total)
-    assert coders == {1, 2}, (
+    assert coders == {Coder.RICE, Coder.TERNARY}, (
         "the test must cross the switch between sparse and dense, where Deeplearning4j loses mass"
     )
 
@@ -66,7 +72,7 @@ def test_clipped_mass_is_reported_and_balances():
     target, total, clipped = np.zeros(N, np.float32), np.zeros(N), []
     delta = np.full(N, 2.0, np.float32)
     for step in range(4):
-        apply_message(encoder.encode(delta, step), target, 1.0, step)
+        apply_messages([encoder.encode(delta, step)], target, [1.0], step)
         total += delta
         clipped.append(encoder.last.clipped_mass)
     assert clipped[0] == clipped[1] == clipped[3] == 0.0  # step 0 is never due
@@ -95,7 +101,7 @@ def test_one_lone_element_is_sent():
 def test_nothing_to_send_is_a_message_too():
     encoder = ThresholdEncoder(N, FixedThreshold(tau=1.0), None)
     target = np.ones(N, np.float32)
-    apply_message(encoder.encode(np.zeros(N, np.float32), 0), target, 1.0, 0)
+    apply_messages([encoder.encode(np.zeros(N, np.float32), 0)], target, [1.0], 0)
     assert np.array_equal(target, np.ones(N, np.float32))
 
 
@@ -137,6 +143,10 @@ def test_a_saved_encoder_goes_on_bit_for_bit():
         (None, {}),
         (None, {"threshold": {}, "sent": None}),
         (None, {"threshold": {"tau": "x"}, "sent": None}),
+        (None, {"threshold": 3, "sent": None}),
+        (None, {"threshold": {"tau": 1.0, "sparsity": 1.5}, "sent": None}),
+        (None, {"threshold": {"tau": 1.0, "sparsity": "x"}, "sent": None}),
+        (None, {"threshold": None, "sent": {"count": 2, "n": N}}),
         (None, {"threshold": {"tau": 0.0}, "sent": None}),
         (None, {"threshold": {"tau": float("nan")}, "sent": None}),
         (None, {"threshold": {"tau": 1.0}, "sent": {"count": 2, "n": N + 1}}),
@@ -157,12 +167,148 @@ def test_a_state_of_something_else_is_refused_and_changes_nothing(arrays, state)
     assert encoder.state_json() == before[1]
 
 
-def test_an_update_that_is_not_finite_is_named():
-    encoder = ThresholdEncoder(N, FixedThreshold(), None)
+@pytest.mark.parametrize("device", [None, torch.device("cpu")])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_update_that_is_not_finite_is_named(device, bad):
+    encoder = ThresholdEncoder(N, FixedThreshold(), None, device=device)
     delta = np.zeros(N, np.float32)
-    delta[3] = np.nan
-    with pytest.raises(UserError, match="parameter 3"):
+    delta[[3, 400]] = bad
+    with pytest.raises(NotFiniteError, match=r"parameter 3 \(of 500\)") as caught:
         encoder.encode(delta, 0)
+    assert (caught.value.position, caught.value.n) == (3, N)
+    assert encoder.last is None
+
+
+# Laws of the scheme.
+
+CONFIGURATIONS = [
+    {"threshold": AdaptiveThreshold(initial=0.5), "clipping": ResidualClipping(max_multiple=1, every=2)},
+    {"threshold": FixedThreshold(tau=0.01), "clipping": None},
+    {
+        "threshold": TargetSparsityThreshold(initial="quantile"),
+        "clipping": ResidualClipping(),
+        "warmup": DensityWarmup(steps=3, initial=1.0),
+    },
+]
+
+
+@pytest.mark.parametrize("options", CONFIGURATIONS)
+def test_arrays_and_tensors_give_the_same_bytes_and_residuals(options):
+    arrays = ThresholdEncoder(N, **options, debug=True)
+    tensors = ThresholdEncoder(N, **options, debug=True, device=torch.device("cpu"))
+    assert isinstance(tensors.residual, torch.Tensor)
+    for step, delta in enumerate(updates(8)):
+        given = torch.from_numpy(delta) if step % 2 else delta  # either kind is taken
+        assert arrays.encode(given, step) == tensors.encode(given, step)
+        assert arrays.residual.tobytes() == tensors.residual.numpy().tobytes()
+        assert arrays.last.clipped_mass == pytest.approx(tensors.last.clipped_mass)
+    saved = tensors.state_arrays(), tensors.state_json()
+    arrays.load_state(*saved)
+    again = ThresholdEncoder(N, **options, device=torch.device("cpu"))
+    again.load_state(*saved)
+    delta = updates(1, seed=5)[0]
+    assert arrays.encode(delta, 8) == tensors.encode(delta, 8) == again.encode(delta, 8)
+    assert saved[0]["residual"].tobytes() != tensors.residual.numpy().tobytes()  # it was a copy
+
+
+@pytest.mark.parametrize("options", CONFIGURATIONS)
+def test_two_encoders_fed_the_same_give_the_same_bytes_on_any_number_of_threads(options):
+    one, two = ThresholdEncoder(N, **options), ThresholdEncoder(N, **options, threads=2)
+    for step, delta in enumerate(updates(8)):
+        assert one.encode(delta, step) == two.encode(delta, step)
+
+
+@pytest.mark.parametrize("options", CONFIGURATIONS)
+def test_a_mirrored_update_gives_a_mirrored_message(options):
+    # Deeplearning4j's bitmap has a half step for negative values only.
+    one, two = ThresholdEncoder(N, **options), ThresholdEncoder(N, **options)
+    for step, delta in enumerate(updates(8)):
+        sent, mirrored = (decode(e.encode(d, step), N, step) for e, d in ((one, delta), (two, -delta)))
+        assert np.array_equal(sent.dense(), -mirrored.dense())
+        assert np.array_equal(one.residual, -two.residual)
+
+
+def test_a_read_only_update_is_taken_and_left_alone():
+    delta = updates(1)[0]
+    before = delta.copy()
+    delta.setflags(write=False)
+    for device in (None, torch.device("cpu")):
+        ThresholdEncoder(N, FixedThreshold(), None, device=device).encode(delta, 0)
+    assert np.array_equal(delta, before)
+
+
+@pytest.mark.parametrize(
+    "delta", [np.zeros(N + 1, np.float32), np.zeros(N), torch.zeros(1), torch.zeros(1, N)]
+)
+@pytest.mark.parametrize("device", [None, torch.device("cpu")])
+def test_an_update_of_another_shape_or_type_is_refused(delta, device):
+    encoder = ThresholdEncoder(N, AdaptiveThreshold(initial="quantile"), None, device=device)
+    with pytest.raises(ValueError, match="delta: expected 500 float32 numbers"):
+        encoder.encode(delta, 0)
+
+
+def test_a_network_without_parameters_sends_empty_messages():
+    for options in CONFIGURATIONS:
+        encoder = ThresholdEncoder(0, **options, debug=True)
+        for step in range(5):
+            wire = encoder.encode(np.zeros(0, np.float32), step)
+            apply_messages([wire], np.zeros(0, np.float32), [1.0], step)
+
+
+def test_debug_measures_what_was_sent_and_changes_no_byte():
+    plain = ThresholdEncoder(N, AdaptiveThreshold(initial=0.5), ResidualClipping())
+    debugged = ThresholdEncoder(N, AdaptiveThreshold(initial=0.5), ResidualClipping(), debug=True)
+    for step, delta in enumerate(updates(6)):
+        values = np.abs(debugged.residual + delta)
+        wire = debugged.encode(delta, step)
+        assert wire == plain.encode(delta, step)
+        assert plain.last.debug is None
+        record, last = debugged.last.debug, debugged.last
+        assert (record.step, record.n, record.bytes) == (step, N, len(wire))
+        assert (record.tau, record.count, record.clipped_mass) == (last.tau, last.count, last.clipped_mass)
+        assert record.multiples.max == pytest.approx(values.max() / last.tau)
+        assert record.residual_norm == pytest.approx(np.linalg.norm(debugged.residual.astype(np.float64)))
+
+
+def test_a_state_that_was_saved_before_sparsities_were_kept_is_loaded():
+    encoder = ThresholdEncoder(N, TargetSparsityThreshold(decay=0.5), None)
+    old = {"threshold": {"tau": 0.25}, "sent": {"count": 400, "n": N}}
+    encoder.load_state({"residual": np.zeros(N, np.float32)}, old)
+    assert encoder.state_json() == {"threshold": {"tau": 0.25, "sparsity": None}, "sent": old["sent"]}
+    encoder.encode(updates(1)[0], 7)
+    assert encoder.last.tau == 0.5
+    assert encoder.state_json()["threshold"] == {"tau": 0.5, "sparsity": 0.8}
+
+
+# Messages of several workers.
+
+
+def wires_of(seed, step=0):
+    """Five messages of all coders, the dense ones in the midst."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=N).astype(np.float32)
+    sparse = [
+        ThresholdEncoder(N, FixedThreshold(tau=tau), None).encode(updates(1, seed + i)[0], step)
+        for i, tau in enumerate((6.0, 0.5, 1.0))
+    ]
+    dense = [encode_values(step, values)[0], encode_values(step, values * 1e6)[0]]
+    wires = [sparse[0], sparse[1], dense[0], sparse[2], dense[1], sparse[0]]
+    assert {decode(wire, N, step).coder for wire in wires} == set(Coder)
+    return wires
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.permutations(range(6)), st.integers(1, 3))
+def test_a_merged_sweep_is_bitwise_one_message_after_the_other(seed, order, threads):
+    wires = [wires_of(seed)[i] for i in order]
+    scales = [0.1 * (i + 1) for i in order]
+    start = np.random.default_rng(seed).normal(size=N).astype(np.float32)
+    one, merged, tensor = start.copy(), start.copy(), torch.from_numpy(start.copy())
+    for wire, scale in zip(wires, scales, strict=True):
+        apply_messages([wire], one, [scale], 0)
+    apply_messages(wires, merged, scales, 0, threads=threads)
+    apply_messages(wires, tensor, scales, 0)
+    assert one.tobytes() == merged.tobytes() == tensor.numpy().tobytes()
 
 
 def test_replicas_that_apply_the_same_messages_are_bitwise_equal():
@@ -171,32 +317,54 @@ def test_replicas_that_apply_the_same_messages_are_bitwise_equal():
     for step in range(5):
         wires = [w.encode(updates(1, seed=10 * step + rank)[0], step) for rank, w in enumerate(workers)]
         for replica in replicas:
-            for wire in wires:
-                apply_message(wire, replica, 1 / 3, step)
+            apply_messages(wires, replica, [1 / 3] * 3, step)
     assert replicas[0].tobytes() == replicas[1].tobytes() == replicas[2].tobytes()
 
 
 def test_the_value_applied_is_tau_times_scale_rounded_once():
-    wire = encode(0, 2, 0.1, np.array([0, 1]), np.array([False, True]))
-    target = np.zeros(2, np.float32)
-    apply_message(wire, target, 1 / 3, 0)
-    assert target.tolist() == [
-        np.float32(float(np.float32(0.1)) / 3),
-        -np.float32(float(np.float32(0.1)) / 3),
-    ]
+    positions, negative = np.array([0, 1]), np.array([False, True])
+    expected = np.float32(float(np.float32(0.1)) / 3)
+    for coder in Coder:
+        if coder is Coder.DENSE16:  # has no room for this tau
+            continue
+        wire = encode(0, 2, 0.1, positions, negative, coder=coder)
+        target = np.zeros(2, np.float32)
+        apply_messages([memoryview(wire)], target, [1 / 3], 0)
+        assert target.tolist() == [expected, -expected]
 
 
-def test_a_refused_message_leaves_the_target_alone():
-    wire = encode(4, 3, 0.5, np.array([0, 2]), np.array([False, True]))
-    target = np.arange(3, dtype=np.float32)
-    for message, step in ((wire[:-1], 4), (wire, 5)):
+@settings(max_examples=20, deadline=None)
+@given(float32_vectors(20), st.floats(-2.0, 2.0))
+def test_dense_values_are_scaled_in_float64_and_rounded_once(values, scale):
+    wire, sent = encode_values(0, values)
+    target = np.zeros(20, np.float32)
+    apply_messages([wire], target, [scale], 0)
+    assert np.array_equal(target, (sent.astype(np.float64) * scale).astype(np.float32))
+
+
+@pytest.mark.parametrize("make", [lambda a: a, torch.from_numpy], ids=["array", "tensor"])
+def test_when_one_message_is_refused_none_is_applied(make):
+    good = encode(4, 3, 0.5, np.array([0, 2]), np.array([False, True]))
+    values, _ = encode_values(4, np.array([1.0, 2.0, 3.0], np.float32))
+    target = make(np.arange(3, dtype=np.float32))
+    for bad in (good[:-1], encode(5, 3, 0.5, np.array([0]), np.array([False])), b""):
         with pytest.raises(ProtocolError):
-            apply_message(message, target, 1.0, step)
-    with pytest.raises(ProtocolError, match="number of parameters: expected 4, received 3"):
-        apply_message(wire, np.zeros(4, np.float32), 1.0, 4)
+            apply_messages([good, values, bad], target, [1.0] * 3, 4)
+    with pytest.raises(ProtocolError):
+        apply_messages([good, encode(4, 4, 0.5, np.array([0]), np.array([False]))], target, [1.0, 1.0], 4)
     for scale in (np.nan, np.inf, 1e60):
-        with pytest.raises(ValueError, match="scale"):
-            apply_message(wire, target, scale, 4)
-    with pytest.raises(ValueError, match="target"):
-        apply_message(wire, target.astype(np.float64), 1.0, 4)
+        for last in (good, values):
+            with pytest.raises(ValueError, match="scale"):
+                apply_messages([good, last], target, [1.0, scale], 4)
+    with pytest.raises(ValueError, match="zip"):
+        apply_messages([good, good], target, [1.0], 4)
+    for wrong in (np.zeros(3), np.zeros((3, 1), np.float32), np.zeros(6, np.float32)[::2]):
+        with pytest.raises(ValueError, match="target"):
+            apply_messages([good], make(wrong), [1.0], 4)
     assert target.tolist() == [0.0, 1.0, 2.0]
+
+
+def test_no_messages_change_nothing():
+    target = np.array([-0.0, 1.0], np.float32)
+    apply_messages([], target, [], 0)
+    assert target.tobytes() == np.array([-0.0, 1.0], np.float32).tobytes()

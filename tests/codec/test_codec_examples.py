@@ -7,8 +7,10 @@ import importlib
 
 import pytest
 
+MODULES = ("diagnostics", "encoder", "flat", "residual", "rice", "sampling", "ternary", "threshold", "warmup")
 
-@pytest.mark.parametrize("name", ["encoder", "residual", "rice", "ternary", "threshold"])
+
+@pytest.mark.parametrize("name", MODULES)
 def test_examples(name):
     results = doctest.testmod(importlib.import_module(f"fatwood.codec.{name}"))
     assert results.attempted > 0

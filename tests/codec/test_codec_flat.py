@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fatwood.codec import FlatBuffers, FlatParameters, digest64
-from fatwood.errors import OptionError
+from fatwood.errors import NotFiniteError, OptionError
 
 
 class Tied(nn.Module):
@@ -207,3 +207,49 @@ def test_a_network_without_buffers_has_an_empty_vector():
     buffers = FlatBuffers(nn.Linear(2, 2))
     assert (buffers.names, buffers.size, buffers.read().shape) == ((), 0, (0,))
     buffers.write(np.empty(0, np.float32))
+
+
+def test_a_position_has_a_name():
+    net = nn.Module()
+    net.conv = nn.Conv2d(2, 3, 2)
+    net.frozen = nn.Linear(2, 2).requires_grad_(False)
+    net.scale = nn.Parameter(torch.tensor(1.0))
+    net.tied = net.conv
+    net.empty = nn.Parameter(torch.zeros(0, 4))
+    net.last = nn.Linear(2, 1, bias=False)
+    flat = FlatParameters(net)
+    net.get_parameter("conv.weight").data.fill_(0.0)
+    for position in range(flat.size):
+        flat.array[:] = 0.0
+        flat.array[position] = 1.0
+        where = flat.locate(position)
+        name, _, element = where.rstrip("]").partition("[")
+        index = tuple(int(i) for i in element.split(",")) if element else ()
+        assert net.get_parameter(name).detach()[index].item() == 1.0, where
+    assert flat.locate(0) == "scale"
+    assert flat.locate(flat.size - 1) == "last.weight[0, 1]"
+    for outside in (-1, flat.size):
+        with pytest.raises(ValueError, match=rf"range\({flat.size}\)"):
+            flat.locate(outside)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_named(bad):
+    flat = FlatParameters(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)))
+    update = np.ones(flat.size, np.float32)
+    flat.require_finite(update)
+    update[[10, 12]] = bad
+    with pytest.raises(NotFiniteError, match=r"parameter 1\.weight\[1, 0\]: expected a finite") as caught:
+        flat.require_finite(update)
+    assert (caught.value.position, caught.value.n) == (10, 14)
+    assert str(caught.value.value) == str(bad)
+    update[12] = -bad
+    with pytest.raises(NotFiniteError, match=r"1\.weight\[1, 0\]"):
+        flat.require_finite(update)
+    with pytest.raises(ValueError, match="expected shape"):
+        flat.require_finite(update[:-1])
+
+
+def test_large_numbers_are_finite_even_if_their_sum_is_not():
+    flat = FlatParameters(nn.Linear(3, 2))
+    flat.require_finite(np.full(flat.size, 3e38, np.float32))

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fatwood.errors import OptionError
+from fatwood.errors import NotFiniteError, OptionError
 
 __all__ = ["FlatBuffers", "FlatParameters", "digest64", "trainable_parameters"]
 
@@ -101,6 +101,43 @@ class FlatParameters:
     def digest(self) -> int:
         """A 64-bit digest of the parameters' bits, see `digest64`."""
         return digest64(self.array)
+
+    def locate(self, position: int) -> str:
+        """Which parameter and element a position of the vector is, in words.
+
+        >>> FlatParameters(nn.Sequential(nn.ReLU(), nn.Conv2d(1, 2, 3))).locate(13)
+        '1.weight[1, 0, 1, 1]'
+
+        Raises:
+            ValueError: The position is not in ``range(n)``.
+        """
+        start = 0
+        for name, parameter in zip(self.names, self._parameters, strict=True):
+            if start <= position < start + parameter.numel():
+                element = np.unravel_index(position - start, tuple(parameter.shape))
+                return f"{name}[{', '.join(str(int(i)) for i in element)}]" if element else name
+            start += parameter.numel()
+        msg = f"position: expected a number in range({self.size}), received {position}"
+        raise ValueError(msg)
+
+    def require_finite(self, flat: NDArray[np.float32]) -> None:
+        """Checks an update or gradient in one pass; an encoder does so by itself.
+
+        Args:
+            flat: (n,)
+
+        Raises:
+            NotFiniteError: It has a NaN or an infinity; names parameter and element.
+            ValueError: Another shape.
+        """
+        _check_flat(flat, self.size)
+        values = torch.from_numpy(flat)
+        if bool(torch.isfinite(values.sum())):
+            return
+        bad = torch.nonzero(~torch.isfinite(values))  # none when only the sum was too large
+        if len(bad):
+            position = int(bad[0])
+            raise NotFiniteError(position, self.size, float(flat[position]), self.locate(position))
 
     def _views(self, flat: torch.Tensor) -> list[torch.Tensor]:
         """Parts of a vector (n,) in the parameters' shapes."""

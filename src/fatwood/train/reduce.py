@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fatwood.codec import ThresholdEncoder, apply_message
+from fatwood.codec import EncodingRecord, ThresholdEncoder, apply_messages
 from fatwood.exchange import Exchange
 from fatwood.train.header import HEADER_BYTES, Header, join, split
 
@@ -43,6 +43,10 @@ class Reducer(ABC):
     @abstractmethod
     def message_bytes(self, size: int) -> int:
         """Bytes this worker sent to each peer at the last :meth:`send`, of ``size`` parameters."""
+
+    @abstractmethod
+    def take_records(self) -> list[EncodingRecord]:
+        """What was measured of this worker's messages since the last call, in order; the caller keeps it."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
@@ -73,6 +77,10 @@ class DenseReducer(Reducer):
         """Header and four bytes a parameter."""
         return HEADER_BYTES + 4 * size
 
+    def take_records(self) -> list[EncodingRecord]:
+        """None: there is no threshold to measure by."""
+        return []
+
     def state(self) -> dict[str, Any]:
         """Nothing is held back."""
         return {}
@@ -86,30 +94,36 @@ class ThresholdReducer(Reducer):
 
     def __init__(self, encoder: ThresholdEncoder) -> None:
         self._encoder = encoder
-        self._payloads: list[bytes] = []
+        self._payloads: list[memoryview] = []
+        self._records: list[EncodingRecord] = []
         self._sent_bytes = 0
 
     def send(self, exchange: Exchange, step: int, header: Header, vector: Vector) -> list[Header]:
         """See :meth:`Reducer.send`."""
-        payload = self._encoder.encode(vector, step) if header.rows else b""
+        payload = self._encode(vector, step) if header.rows else b""
         message = join(header, payload)
         self._sent_bytes = len(message)
-        parts = [split(rank, m) for rank, m in enumerate(exchange.gather(step, message))]
-        self._payloads = [payload for _, payload in parts]
-        return [header for header, _ in parts]
+        received = exchange.gather(step, message)
+        self._payloads = [memoryview(m)[HEADER_BYTES:] for m in received]
+        return [split(rank, m[:HEADER_BYTES])[0] for rank, m in enumerate(received)]
 
     def add_mean(self, exchange: Exchange, step: int, headers: Sequence[Header], target: Vector) -> None:
         """See :meth:`Reducer.add_mean`."""
         del exchange  # all payloads came with the headers
         total = sum(header.rows for header in headers)
-        for header, payload in zip(headers, self._payloads, strict=True):
-            if header.rows:
-                apply_message(payload, target, header.rows / total, step)
+        weighted = [(p, h.rows / total) for h, p in zip(headers, self._payloads, strict=True) if h.rows]
+        payloads, scales = [p for p, _ in weighted], [scale for _, scale in weighted]
+        apply_messages(payloads, target, scales, step, threads=self._encoder.threads)
 
     def message_bytes(self, size: int) -> int:
         """Header and encoded payload, as they were."""
         del size
         return self._sent_bytes
+
+    def take_records(self) -> list[EncodingRecord]:
+        """One for every message that was sent, with ``encoding_debug``; none for dense steps of a warm-up."""
+        records, self._records = self._records, []
+        return records
 
     def state(self) -> dict[str, Any]:
         """Residual and threshold."""
@@ -118,3 +132,9 @@ class ThresholdReducer(Reducer):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take up residual and threshold."""
         self._encoder.load_state(state["arrays"], state["json"])
+
+    def _encode(self, vector: Vector, step: int) -> bytes:
+        payload = self._encoder.encode(vector, step)
+        if self._encoder.last is not None and self._encoder.last.debug is not None:
+            self._records.append(self._encoder.last.debug)
+        return payload
