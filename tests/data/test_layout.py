@@ -104,14 +104,9 @@ def test_labels_are_neither_needed_nor_looked_at_for_prediction() -> None:
     tensors_of(BAD.slice(0, 1).select(["row_id", "features"]), unlabelled)
 
 
-def test_rows_without_ids_are_counted_from_the_first() -> None:
-    anonymous = BAD.select(["features", "label"])
-    with pytest.raises(DataError, match="partition 1, row 6"):
-        tensors_of(anonymous, LAYOUT, first_row_id=(1 << 33) + 5)
-    batch, _ = tensors_of(anonymous, LAYOUT, first_row_id=100, on_bad_row="skip")
-    assert batch.row_ids.tolist() == [100, 104]
+def test_rows_without_ids_are_a_schema_error() -> None:
     with pytest.raises(SchemaError, match="'row_id'"):
-        tensors_of(anonymous, LAYOUT)
+        tensors_of(BAD.select(["features", "label"]), LAYOUT)
 
 
 def test_a_null_row_id_is_a_schema_error() -> None:

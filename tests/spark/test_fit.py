@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
+import logging
+import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,13 +15,28 @@ import torch
 from torch import nn
 
 from fatwood import AllReduce, FixedThreshold, GradientSharing, ParameterAveraging, SparkModel
-from fatwood.errors import OptionError
+from fatwood.codec import EncodingRecord, Multiples
+from fatwood.errors import NotFiniteError, OptionError, ProtocolError
+from fatwood.exchange.frames import MAX_BODY_BYTES
+from fatwood.spark.job import _Watch
+from fatwood.spark.task import _EncodingReports
 
 pytestmark = pytest.mark.spark
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 ADAM = partial(torch.optim.Adam, lr=0.01)
 STRATEGIES = [AllReduce(), ParameterAveraging(every=3), GradientSharing(threshold=FixedThreshold(tau=0.02))]
+
+RECORD = EncodingRecord(
+    step=0,
+    tau=1 / 3,
+    n=10**9,
+    count=10**7,
+    bytes=10**7,
+    clipped_mass=1 / 7,
+    residual_norm=1 / 7,
+    multiples=Multiples(*[-1e-300 / 3] * 7),
+)
 
 
 def make_network(seed: int = 1) -> nn.Module:
@@ -189,3 +208,103 @@ def test_frozen_parameters_stay_and_the_mode_of_the_network_too(spark) -> None:
     assert not model.network.training
     assert fit.stats.parameters == 14
     assert fit.stats.dense_bytes_per_step == 56
+
+
+def test_encoding_debug_reaches_the_log_and_the_statistics(spark, caplog) -> None:
+    strategy = GradientSharing(threshold=FixedThreshold(tau=1e-6), clipping=None, encoding_debug=True)
+    with caplog.at_level(logging.INFO, logger="fatwood.encoding"):
+        _, fit = fitted(frame(spark, (130,)), strategy, workers=2, epochs=3, batch_size=5)
+    lines = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
+    for worker in fit.stats.workers:
+        assert (
+            [record.step for record in worker.encoding] == list(range(worker.agreements)) == list(range(39))
+        )
+        own = [line for line in lines if line.startswith(f"worker {worker.rank}, ")]
+        assert own == [f"worker {worker.rank}, {record}" for record in worker.encoding]
+    assert len(fit.stats.findings) == 2
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert warnings == fit.stats.findings
+    assert {r.name for r in caplog.records} == {"fatwood.encoding"}
+    assert str(fit.stats).endswith(fit.stats.findings[-1])
+
+
+def test_an_update_that_is_no_number_names_the_parameter(spark, caplog) -> None:
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.tensor([4.0, 1.0]))
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x) + self.bias.sqrt()  # exactly zero after a few steps
+
+    model = SparkModel(
+        Root(),
+        loss=lambda output, label: output[:, 1].mean(),
+        optimizer=partial(torch.optim.SGD, lr=1.0),
+        strategy=GradientSharing(threshold=FixedThreshold(tau=0.25), encoding_debug=True),
+    )
+    with (
+        caplog.at_level(logging.INFO, logger="fatwood.encoding"),
+        pytest.raises(
+            NotFiniteError, match=r"the update of parameter bias\[1\]: expected .* received -inf"
+        ) as caught,
+    ):
+        model.fit(
+            frame(spark, (200,)), features="x", label="y", workers=2, batch_size=5, epochs=2, progress=False
+        )
+    assert (caught.value.position, caught.value.n) == (1, 10)
+    rank = caught.value.message.split("\non worker ")[1].split()[0]
+    assert caught.value.hint
+    assert torch.equal(model.network.bias.detach(), torch.tensor([4.0, 1.0]))
+    steps = [r for r in caplog.records if r.getMessage().startswith(f"worker {rank}, step ")]
+    assert len(steps) > 1, "the steps before are what one wants to see"
+
+
+class Told:
+    """Stands for a member of a job and keeps what it reports."""
+
+    stopped = None
+
+    def __init__(self) -> None:
+        self.reports: list[list[dict]] = []
+
+    def report(self, kind, body) -> None:
+        assert kind == "encoding"
+        assert len(json.dumps(body)) < MAX_BODY_BYTES / 4
+        self.reports.append(body["records"])
+
+
+def test_a_fast_worker_does_not_flood_the_driver() -> None:
+    member = Told()
+    start = time.monotonic()
+    with _EncodingReports(member) as on_encoding:
+        for step in range(1, 1001):
+            on_encoding([replace(RECORD, step=step)])
+    most = 2 + 2 * (time.monotonic() - start)
+    steps = [[values["step"] for values in report] for report in member.reports]
+    assert steps[0] == [1]
+    assert steps[-1][-1] == 1000
+    assert 2 <= len(steps) <= most
+    assert all(len(report) <= 200 for report in steps)
+    flat = [step for report in steps for step in report]
+    assert flat == sorted(set(flat))
+    assert len(flat) > 150
+
+
+def test_what_is_measured_is_told_also_when_the_job_fails_unless_it_was_called_off() -> None:
+    for stopped, told in ((None, [[1], [2]]), ("the driver ended the job", [[1]])):
+        member = Told()
+        member.stopped = stopped
+        with pytest.raises(KeyError), _EncodingReports(member) as on_encoding:  # noqa: PT012
+            for step in (1, 2):
+                on_encoding([replace(RECORD, step=step)])
+            raise KeyError
+        assert [[values["step"] for values in report] for report in member.reports] == told
+
+
+def test_records_that_make_no_sense_are_a_protocol_error() -> None:
+    with pytest.raises(
+        ProtocolError, match="worker 1 on host h: expected records of encoding_debug, received"
+    ):
+        _Watch(None, None, None, None)._log_encoding(1, {"records": [{"step": 1}]}, "worker 1 on host h")

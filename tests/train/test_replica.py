@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fatwood.codec import AdaptiveThreshold, FixedThreshold
+from fatwood.codec import AdaptiveThreshold, DensityWarmup, FixedThreshold, TargetSparsityThreshold
 from fatwood.data import Layout
 from fatwood.errors import DataError, DivergenceError, UserCodeError
 from fatwood.testing.threads import shard, train_in_threads
@@ -28,6 +28,11 @@ STRATEGIES = [
     ParameterAveraging(every=3),
     GradientSharing(threshold=FixedThreshold(tau=0.02)),
     GradientSharing(threshold=AdaptiveThreshold(initial=0.05), clipping=None),
+    GradientSharing(
+        threshold=TargetSparsityThreshold(initial="quantile", target=0.06),
+        warmup=DensityWarmup(steps=5, initial=1.0, final=0.1),
+        encoding_debug=True,
+    ),
 ]
 
 

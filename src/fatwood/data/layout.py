@@ -68,15 +68,12 @@ class Layout:
         """The same rows for prediction: the label column is neither expected nor looked at."""
         return replace(self, label_dtype=None, label_width=None, label_name=None)
 
-    def check(
-        self, batch: pa.RecordBatch, *, on_bad_row: OnBadRow, first_row_id: int | None = None
-    ) -> tuple[Rows, NDArray[np.bool_]]:
+    def check(self, batch: pa.RecordBatch, *, on_bad_row: OnBadRow) -> tuple[Rows, NDArray[np.bool_]]:
         """Find bad rows and turn the good ones into arrays.
 
         Args:
             batch: A record batch of n rows; slices of larger batches are fine.
             on_bad_row: ``"error"`` raises at the first bad row, ``"skip"`` leaves bad rows out.
-            first_row_id: The id of the first row, for batches without a ``row_id`` column; ids then count up.
 
         Returns:
             The good rows (views of the batch where nothing was left out) and the mask (n,) of rows kept.
@@ -86,7 +83,7 @@ class Layout:
             SchemaError: A column is missing or has the wrong type.
         """
         rules = self._columns()
-        row_ids = _row_ids(batch, first_row_id)
+        row_ids = _row_ids(batch)
         columns = [rule.of(batch) for rule in rules]
         arrays = [rule.dense(column) for rule, column in zip(rules, columns, strict=True)]
         kept = np.ones(batch.num_rows, dtype=np.bool_)
@@ -134,11 +131,7 @@ def describe_row(row_id: int) -> str:
 
 
 def tensors_of(
-    record_batch: pa.RecordBatch,
-    layout: Layout,
-    *,
-    on_bad_row: OnBadRow = "error",
-    first_row_id: int | None = None,
+    record_batch: pa.RecordBatch, layout: Layout, *, on_bad_row: OnBadRow = "error"
 ) -> tuple[Batch, NDArray[np.bool_]]:
     """Check one Arrow batch and copy it into tensors, for evaluation and prediction.
 
@@ -146,7 +139,6 @@ def tensors_of(
         record_batch: n rows with the columns of the layout; use `Layout.without_label` where there are no labels.
         layout: What the rows must look like.
         on_bad_row: ``"error"`` raises at the first bad row, ``"skip"`` leaves bad rows out.
-        first_row_id: The id of the first row, for batches without a ``row_id`` column.
 
     Returns:
         The good rows in their order (possibly none) and the mask (n,) of rows kept, to select keys by.
@@ -155,13 +147,11 @@ def tensors_of(
         DataError: A row is bad and ``on_bad_row`` is ``"error"``.
         SchemaError: A column is missing or has the wrong type.
     """
-    rows, kept = layout.check(record_batch, on_bad_row=on_bad_row, first_row_id=first_row_id)
+    rows, kept = layout.check(record_batch, on_bad_row=on_bad_row)
     return Batch.joined([rows]), kept
 
 
-def _row_ids(batch: pa.RecordBatch, first_row_id: int | None) -> NDArray[np.int64]:
-    if "row_id" not in batch.schema.names and first_row_id is not None:
-        return np.arange(first_row_id, first_row_id + batch.num_rows, dtype=np.int64)
+def _row_ids(batch: pa.RecordBatch) -> NDArray[np.int64]:
     rule = Column(name="row_id", title="row_id", dtype="int64", width=None)
     row_ids = rule.dense(rule.of(batch))
     if row_ids is None:

@@ -20,6 +20,8 @@ __all__ = ["describe_failure", "failure_of_spark", "rebuild_failure", "severity"
 _PACKAGE = (os.path.join(os.path.dirname(errors.__file__), ""),)
 _MAX_CHARACTERS = 40_000
 """Of a message or traceback; a report of the control channel takes 1 MiB of escaped JSON."""
+_DETAILS = ("position", "n", "value", "parameter")
+"""What a `NotFiniteError` knows beside its message."""
 _HEADER = "Traceback (most recent call last):\n"
 
 
@@ -41,6 +43,7 @@ def describe_failure(error: BaseException) -> dict[str, Any]:
         "message": _shortened(error.message),
         "hint": error.hint,
         "traceback": trace,
+        "details": {name: getattr(error, name) for name in _DETAILS if hasattr(error, name)},
     }
 
 
@@ -55,7 +58,11 @@ def rebuild_failure(failure: Mapping[str, Any], where: str) -> errors.FatwoodErr
     if failure.get("traceback"):
         text += f"\n\n{str(failure['traceback']).rstrip()}"
     hint = failure.get("hint")
-    return _kind(failure.get("type"))(text, hint=str(hint) if hint else None)
+    error = _made(failure.get("type"), text, str(hint) if hint else None)
+    details = failure.get("details")
+    if isinstance(details, dict):
+        vars(error).update({name: value for name, value in details.items() if name in _DETAILS})
+    return error
 
 
 def severity(error: errors.FatwoodError) -> int:
@@ -108,7 +115,7 @@ def _failure_of_python(trace: str, place: str) -> errors.FatwoodError:
     kind, _, message = _last_error(trace).partition(": ")
     if kind.startswith("fatwood.errors."):
         message, _, hint = message.partition("\nhint: ")
-        return _kind(kind.rpartition(".")[2])(f"{message}\nin the Spark job{place}", hint=hint or None)
+        return _made(kind.rpartition(".")[2], f"{message}\nin the Spark job{place}", hint or None)
     kind = kind.rpartition(".")[2]
     headline = f"{kind}: {message}" if message else kind
     if "No module named 'fatwood" in message:
@@ -117,11 +124,15 @@ def _failure_of_python(trace: str, place: str) -> errors.FatwoodError:
     return errors.UserCodeError(f"{headline}\nraised by the DataFrame's own plan{place}\n\n{trace}")
 
 
-def _kind(name: object) -> type[errors.FatwoodError]:
+def _made(name: object, message: str, hint: str | None) -> errors.FatwoodError:
+    """An error of the named class with a message that is ready, whatever the class itself makes its message of."""
     found = getattr(errors, str(name), None)
-    return (
-        found if isinstance(found, type) and issubclass(found, errors.FatwoodError) else errors.UserCodeError
-    )
+    kind: type[errors.FatwoodError] = errors.UserCodeError
+    if isinstance(found, type) and issubclass(found, errors.FatwoodError):
+        kind = found
+    error = kind.__new__(kind)
+    errors.FatwoodError.__init__(error, message, hint=hint)
+    return error
 
 
 def _python_traceback(text: str) -> str:

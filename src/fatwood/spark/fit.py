@@ -15,7 +15,7 @@ from fatwood.errors import ClusterError, OptionError
 from fatwood.spark.balance import balanced, inspect
 from fatwood.spark.columns import resolve_columns
 from fatwood.spark.failures import spark_errors
-from fatwood.spark.job import JobOptions, run_training
+from fatwood.spark.job import ENCODING_LOG, JobOptions, run_training
 from fatwood.spark.progress import ProgressBar
 from fatwood.spark.session import require_slots, require_spark
 from fatwood.spark.shipping import ship
@@ -92,16 +92,19 @@ def fit(
     if result.parameters is None or len(result.states) != workers:
         text = "the training job ended without sending its parameters"
         raise ClusterError(text, hint="driver and executors must run the same version of fatwood")
+    stats = FitStats(
+        workers=tuple(result.workers),
+        rows_expected=inspection.rows * job.epochs,
+        parameters=parameters,
+        seconds=time.perf_counter() - start,
+    )
+    for finding in stats.findings:
+        ENCODING_LOG.warning("%s", finding)
     return FitOutcome(
         state_dict=unpack(result.parameters.read_bytes()),
         states=result.states,
         history=History(result.history),
-        stats=FitStats(
-            workers=tuple(result.workers),
-            rows_expected=inspection.rows * job.epochs,
-            parameters=parameters,
-            seconds=time.perf_counter() - start,
-        ),
+        stats=stats,
     )
 
 

@@ -2,8 +2,8 @@
 
 ::
 
-    driver   Coordinator  <--- joined, progress, failed, parameters, state, done ---  W workers (Spark tasks)
-    driver   Spark action --- rows in, task order ------------------------------->    W workers
+    driver   Coordinator  <--- joined, progress, encoding, failed, parameters, state, done ---  W workers (Spark tasks)
+    driver   Spark action --- rows in, task order ----------------------------------------->    W workers
 
 The Spark action runs in a thread of its own under a job group. Everything of value takes the coordinator's
 connection, so the job is over when all workers said "done", and whatever happens the group is cancelled, the
@@ -12,10 +12,11 @@ thread joined, and sockets, broadcasts and files are gone when :func:`run_traini
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 from pyspark import Broadcast
 from pyspark.sql import DataFrame, SparkSession
 
+from fatwood.codec import EncodingRecord
 from fatwood.data import Layout
 from fatwood.errors import ClusterError, FatwoodError, ProtocolError, UserError, WorkerLost
 from fatwood.exchange import Coordinator, Event
@@ -32,7 +34,10 @@ from fatwood.spark.session import driver_address
 from fatwood.spark.task import RESULT_SCHEMA, Rendezvous, TaskOrder, run_worker
 from fatwood.train import EpochRecord, WorkerStats
 
-__all__ = ["JobOptions", "TrainingResult", "run_training"]
+__all__ = ["ENCODING_LOG", "JobOptions", "TrainingResult", "run_training"]
+
+ENCODING_LOG = logging.getLogger("fatwood.encoding")
+"""Gets a line per worker and step of strategies with ``encoding_debug=True``, and the findings."""
 
 _POLL_SECONDS = 0.1
 _BLAME_SECONDS = 1.0
@@ -202,6 +207,8 @@ class _Watch:
         match event.kind:
             case "progress":
                 self._on_progress(int(body["epoch"]), int(body["rows"]), float(body["loss"]))
+            case "encoding":
+                self._log_encoding(event.rank, body, where)
             case "done":
                 self._done(body, where)
             case "blob" if body["name"] == "parameters":
@@ -220,13 +227,24 @@ class _Watch:
                 hint = "other jobs may hold the cluster's slots: ask for fewer workers or try again later"
                 self._fail(ClusterError(text, hint=hint))
 
+    def _log_encoding(self, rank: int, body: Mapping[str, Any], where: str) -> None:
+        with _understood("records of encoding_debug", body, where):
+            records = [EncodingRecord.from_json(values) for values in body["records"]]
+        for record in records:
+            ENCODING_LOG.info("worker %d, %s", rank, record)
+
     def _done(self, body: Mapping[str, Any], where: str) -> None:
-        try:
+        with _understood("the statistics of a finished worker", body, where):
             self._result.workers.append(WorkerStats.from_json(body["stats"]))
             if body["history"]:
                 self._result.history = [EpochRecord.from_json(values) for values in body["history"]]
-        except (KeyError, TypeError) as error:
-            text = f"{where}: expected the statistics of a finished worker, received {body!r}"
-            raise ProtocolError(
-                text, hint="driver and executors must run the same version of fatwood"
-            ) from error
+
+
+@contextmanager
+def _understood(what: str, body: Mapping[str, Any], where: str) -> Iterator[None]:
+    """Say of a report that cannot be read what it should have been."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        text = f"{where}: expected {what}, received {body!r:.1000}"
+        raise ProtocolError(text, hint="driver and executors must run the same version of fatwood") from error

@@ -10,17 +10,19 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
 import torch
 
+from fatwood.codec import EncodingRecord
 from fatwood.data import Layout
-from fatwood.errors import ClusterError
+from fatwood.errors import ClusterError, PeerLost
 from fatwood.exchange import Exchange, Member, TcpExchange
 from fatwood.spark.failures import describe_failure
 from fatwood.spark.shipping import unship
@@ -32,6 +34,9 @@ RESULT_SCHEMA = "rank int"
 """Schema of the rows that training tasks return to Spark; the results themselves take the job's own connection."""
 
 _PROGRESS_SECONDS = 0.1
+_ENCODING_SECONDS = 0.5
+_ENCODING_RECORDS = 200
+"""At most so many in one report: a tenth of a megabyte, in a frame of at most one."""
 _DRAIN_SECONDS = 0.5
 _SPILL_PREFIX = "fatwood-"
 
@@ -130,8 +135,12 @@ def _train(
         max_message_bytes=2 * tensor_bytes + 2**20,
     )
     stop.attach(exchange)
-    with exchange, job.partition(_fed(batches), order.layout, rank, directory) as data:
-        replica = Replica(job, exchange, None if kept is None else unpack(kept))
+    with (
+        exchange,
+        job.partition(_fed(batches), order.layout, rank, directory) as data,
+        _EncodingReports(member) as on_encoding,
+    ):
+        replica = Replica(job, exchange, None if kept is None else unpack(kept), on_encoding)
         records = replica.train(data, _Progress(member))
         stats = replica.stats(data, records)
         if rank == 0:
@@ -175,6 +184,45 @@ class _Progress:
         if self._member.view.rank == 0 and now >= self._next:
             self._next = now + _PROGRESS_SECONDS
             self._member.report("progress", {"epoch": epoch, "rows": rows, "loss": loss})
+
+
+class _EncodingReports:
+    """Tells the driver what ``encoding_debug`` measures, from every worker: twice a second, and at the end.
+
+    A worker that takes more than 400 steps a second leaves some out, evenly, so that neither the connection nor the
+    driver's log is flooded; what the statistics keep does not depend on it.
+    """
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+        self._waiting: list[EncodingRecord] = []
+        self._next = 0.0
+
+    def __call__(self, records: Sequence[EncodingRecord]) -> None:
+        self._waiting.extend(records)
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _ENCODING_SECONDS
+            self._report()
+
+    def __enter__(self) -> _EncodingReports:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._report()
+        elif self._member.stopped is None:  # the last steps before an error are those that one wants to see
+            with suppress(PeerLost):
+                self._report()
+
+    def _report(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            stride = -(-len(waiting) // _ENCODING_RECORDS)
+            records = [record.to_json() for record in waiting[-1::-stride]]
+            self._member.report("encoding", {"records": records[::-1]})
 
 
 class _Stop:

@@ -2,7 +2,7 @@
 
 from fatwood.train.job import LossFunction, OptimizerFactory, TrainingJob
 from fatwood.train.packing import pack, unpack
-from fatwood.train.replica import ProgressCallback, Replica
+from fatwood.train.replica import EncodingCallback, ProgressCallback, Replica
 from fatwood.train.stats import EpochRecord, FitStats, History, WorkerStats
 from fatwood.train.step import Forward, forward, forward_and_loss, user_code
 from fatwood.train.strategies import AllReduce, GradientSharing, ParameterAveraging
@@ -10,6 +10,7 @@ from fatwood.train.strategy import Strategy
 
 __all__ = [
     "AllReduce",
+    "EncodingCallback",
     "EpochRecord",
     "FitStats",
     "Forward",

@@ -22,19 +22,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from fatwood.codec import FlatBuffers, FlatParameters, digest64
+from fatwood.codec import EncodingRecord, FlatBuffers, FlatParameters, digest64
 from fatwood.data import Batch, PartitionData
-from fatwood.errors import DivergenceError, OptionError
+from fatwood.errors import DivergenceError, NotFiniteError, OptionError
 from fatwood.exchange import Exchange
 from fatwood.train.header import Header
 from fatwood.train.job import TrainingJob
-from fatwood.train.stats import EpochRecord, PhaseClock, WorkerStats, epoch_record
+from fatwood.train.reduce import DenseReducer
+from fatwood.train.stats import EncodingLog, EpochRecord, PhaseClock, WorkerStats, epoch_record
 from fatwood.train.step import Step, user_code
 
-__all__ = ["ProgressCallback", "Replica"]
+__all__ = ["EncodingCallback", "ProgressCallback", "Replica"]
 
 ProgressCallback = Callable[[int, int, float], None]
 """Called after every agreement with the epoch, the rows all workers trained in it, and their mean loss."""
+
+EncodingCallback = Callable[[Sequence[EncodingRecord]], None]
+"""Called with what ``encoding_debug`` measured of this worker's last message."""
 
 
 class Replica:
@@ -44,12 +48,19 @@ class Replica:
         job: The same on all workers; the network is this worker's own copy.
         exchange: This worker's end.
         state: What :meth:`state` of this rank gave at the end of an earlier fit, to go on from there.
+        on_encoding: Told of every message, where the strategy measures them.
 
     Note:
         Seeds PyTorch's process-wide generator from ``job.seed`` and the rank.
     """
 
-    def __init__(self, job: TrainingJob, exchange: Exchange, state: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        job: TrainingJob,
+        exchange: Exchange,
+        state: Mapping[str, Any] | None = None,
+        on_encoding: EncodingCallback | None = None,
+    ) -> None:
         self._job = job
         self._exchange = exchange
         job.network.train()
@@ -63,6 +74,8 @@ class Replica:
         self._agreed = self._flat.array.copy() if self._steps_alone else self._flat.array
         self._vector = np.zeros_like(self._flat.array)
         self._clock = PhaseClock()
+        self._encoding = EncodingLog()
+        self._on_encoding = on_encoding
         self._agreements_before = self._agreements = 0
         self._minibatches = 0
         self._message_bytes = 0
@@ -81,6 +94,7 @@ class Replica:
 
         Raises:
             DivergenceError: Replicas are not bitwise equal.
+            NotFiniteError: This worker's update has a NaN or an infinity; nothing of it was sent.
         """
         first = self._job.first_epoch
         records = [self._train_epoch(e, data, on_progress) for e in range(first, first + self._job.epochs)]
@@ -101,6 +115,7 @@ class Replica:
             bytes_sent=self._exchange.bytes_sent,
             digest=self.digest(),
             seconds=dict(self._clock.seconds),
+            encoding=self._encoding.records,
         )
 
     def digest(self) -> int:
@@ -171,7 +186,7 @@ class Replica:
                 np.subtract(self._flat.array, self._agreed, out=self._vector)
             else:
                 self._vector = self._flat.gradient()
-            headers = self._reducer.send(self._exchange, self._agreements, header, self._vector)
+            headers = self._send(header)
             self._message_bytes += self._reducer.message_bytes(self._flat.size)
         self._require_equal([h.digest for h in headers])
         if any(h.rows for h in headers):
@@ -180,6 +195,20 @@ class Replica:
         self._agreements += 1
         due = self._agreements % self._job.digest_every == 0
         self._digest = self._flat.digest() if due else 0
+        return headers
+
+    def _send(self, header: Header) -> list[Header]:
+        if header.rows and isinstance(self._reducer, DenseReducer):  # an encoder sees it in its own pass
+            self._flat.require_finite(self._vector)
+        try:
+            headers = self._reducer.send(self._exchange, self._agreements, header, self._vector)
+        except NotFiniteError as error:
+            name = self._flat.locate(error.position)
+            raise NotFiniteError(error.position, error.n, error.value, name) from None
+        if measured := self._reducer.take_records():
+            self._encoding.extend(measured)
+            if self._on_encoding is not None:
+                self._on_encoding(measured)
         return headers
 
     def _apply(self, headers: Sequence[Header]) -> None:

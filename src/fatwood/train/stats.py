@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-__all__ = ["EpochRecord", "FitStats", "History", "PhaseClock", "WorkerStats", "epoch_record"]
+from fatwood.codec import EncodingRecord, findings
+
+__all__ = [
+    "EncodingLog",
+    "EpochRecord",
+    "FitStats",
+    "History",
+    "PhaseClock",
+    "WorkerStats",
+    "epoch_record",
+]
 
 T = TypeVar("T")
+
+_ENCODING_RECORDS = 1000
+"""At most so many of a worker are kept: half a megabyte on their way to the driver, in a frame of at most one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +80,20 @@ class WorkerStats:
     """64-bit digest of parameters and float buffers at the end."""
     seconds: Mapping[str, float]
     """Wall seconds by phase: read, compute, send (encode and exchange), apply."""
+    encoding: tuple[EncodingRecord, ...] = ()
+    """With ``encoding_debug``, what was measured of every message; of a long run every second, fourth, ... of them,
+    see :class:`EncodingLog`."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        return asdict(self) | {"seconds": dict(self.seconds)}
+        encoding = [record.to_json() for record in self.encoding]
+        return {**vars(self), "seconds": dict(self.seconds), "encoding": encoding}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> WorkerStats:
         """From the values of :meth:`to_json`."""
-        return cls(**values)
+        encoding = tuple(EncodingRecord.from_json(record) for record in values["encoding"])
+        return cls(**{**values, "encoding": encoding})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +134,11 @@ class FitStats:
         """Whether parameters and buffers were bitwise equal on all workers at the end."""
         return len({worker.digest for worker in self.workers}) == 1
 
+    @property
+    def findings(self) -> list[str]:
+        """What ``encoding_debug`` has to say against the threshold, worker by worker; empty when all is well."""
+        return [f"worker {w.rank}: {finding}" for w in self.workers for finding in findings(w.encoding)]
+
     def __str__(self) -> str:
         sent = self.bytes_per_step
         times = self.dense_bytes_per_step / sent if sent else 0
@@ -133,7 +156,7 @@ class FitStats:
                 f"{w.rank:>4} {w.rows_trained:>10,} {w.minibatches:>12,} {w.bytes_sent:>11,} "
                 f"{phases[0]:>9.1f} {phases[1]:>10.1f} {phases[2]:>9.1f} {phases[3]:>9.1f}"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"finding: {finding}" for finding in self.findings)])
 
 
 class PhaseClock:
@@ -160,6 +183,44 @@ class PhaseClock:
             if item is missing:
                 return
             yield item
+
+
+class EncodingLog:
+    """Keeps the records of a run of any length in bounded memory, evenly thinned.
+
+    Of the records that come it keeps every one until there are too many; then it lets every second one go and from
+    there on keeps only every second that comes, then every fourth, and so on. The first is always among them.
+
+    Args:
+        most: How many are kept at most.
+
+    >>> log = EncodingLog(most=4)
+    >>> log.extend(range(11))
+    >>> log.records
+    (0, 4, 8)
+    """
+
+    def __init__(self, most: int = _ENCODING_RECORDS) -> None:
+        self._most = most
+        self._every = 1
+        self._seen = 0
+        self._kept: list[EncodingRecord] = []
+
+    @property
+    def records(self) -> tuple[EncodingRecord, ...]:
+        """What was kept, in order."""
+        return tuple(self._kept)
+
+    def extend(self, records: Iterable[EncodingRecord]) -> None:
+        """Take up the next records."""
+        for record in records:
+            if self._seen % self._every == 0:
+                if len(self._kept) == self._most:
+                    self._kept = self._kept[::2]
+                    self._every *= 2
+                if self._seen % self._every == 0:
+                    self._kept.append(record)
+            self._seen += 1
 
 
 def epoch_record(epoch: int, rows: Sequence[int], loss_sum: float, seconds: float) -> EpochRecord:

@@ -18,13 +18,13 @@ __all__ = ["Forward", "Step", "forward", "forward_and_loss", "user_code"]
 
 
 @contextmanager
-def user_code(part: str, given: str = "", hint: str | None = None) -> Iterator[None]:
+def user_code(part: str, hint: str | None = None, **given: torch.Tensor) -> Iterator[None]:
     """Re-raise what the user's code raises as :class:`UserCodeError`, with the user's own error first.
 
     Args:
         part: Of the user's code, for example ``"loss"``.
-        given: What it was called with, in words.
         hint: What the reader can do about it.
+        given: What it was called with; shapes and types are told, and spelled only when they must be.
     """
     try:
         yield
@@ -32,7 +32,10 @@ def user_code(part: str, given: str = "", hint: str | None = None) -> Iterator[N
         raise
     except Exception as error:
         text = f"{type(error).__name__}: {error}\nraised by the {part}"
-        raise UserCodeError(f"{text}, given {given}" if given else text, hint=hint) from error
+        spelled = ", ".join(
+            f"{name} of shape {tuple(tensor.shape)} and type {tensor.dtype}" for name, tensor in given.items()
+        )
+        raise UserCodeError(f"{text}, given {spelled}" if spelled else text, hint=hint) from error
 
 
 class Forward(NamedTuple):
@@ -76,7 +79,7 @@ class Step:
         rows = len(result.label)
         if not rows:
             return 0, 0.0
-        with user_code("backward pass", _spelled("features", batch.features)):
+        with user_code("backward pass", features=batch.features):
             result.loss.backward()  # type: ignore[no-untyped-call]
         return rows, float(result.loss.detach())
 
@@ -99,7 +102,7 @@ def forward(network: torch.nn.Module, batch: Batch) -> torch.Tensor:
     hint = None
     if batch.features.dtype == torch.int64:
         hint = "integer columns arrive as int64; cast the column to float if the network expects floats"
-    with user_code("network's forward", _spelled("features", batch.features), hint):
+    with user_code("network's forward", hint, features=batch.features):
         output = network(batch.features)
     if isinstance(output, torch.Tensor) and output.dim() and len(output) == len(batch):
         return output
@@ -143,17 +146,13 @@ def forward_and_loss(
     hint = None
     if label.is_floating_point() and label.dim() == 1 < output.dim():
         hint = "the label column is no integer; cast it to int if it holds classes"
-    with user_code("loss", f"{_spelled('output', output)}, {_spelled('label', label)}", hint):
+    with user_code("loss", hint, output=output, label=label):
         value = loss(output, label)
     if not isinstance(value, torch.Tensor) or value.dim() != 0:
         found = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
         text = f"TypeError: the loss must return a scalar tensor, received {found}"
         raise UserCodeError(text, hint="a loss with reduction='mean' does")
     return Forward(output, label, value)
-
-
-def _spelled(name: str, tensor: torch.Tensor) -> str:
-    return f"{name} of shape {tuple(tensor.shape)} and type {tensor.dtype}"
 
 
 def _usable_rows(output: torch.Tensor, label: torch.Tensor, ignore_index: int | None) -> torch.Tensor:
