@@ -9,6 +9,7 @@ read once. The methods take turns, so what disturbs the machine disturbs all of 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import statistics
 import time
@@ -21,14 +22,15 @@ import torch
 from numpy.typing import NDArray
 
 from fatwood.codec import FixedThreshold, ThresholdEncoder, apply_messages, decode, kernel
+from fatwood.codec.native import NativeKernel
 
 Floats = NDArray[np.float32]
 
 SCALE = 1e-3
 """Mean absolute value of the updates."""
 
-FLOORS = ("r += g, NumPy", "r += g, torch")
-"""Both are compiled and vectorised; the faster one is the floor of its cell."""
+FLOORS = ("r += g, NumPy", "r += g, torch", "r += g, our C")
+"""All are compiled and vectorised; the fastest is the floor of its cell."""
 
 MOST_REPETITIONS = 1000
 
@@ -145,7 +147,7 @@ def encode_table(
         methods = _methods(residual, delta, tau, count, threads)
         sizes = {name: _size(method, restore) for name, method in methods.items()}
         timings = take_turns(methods, restore, seconds)
-        floor = min(timings[name].best for name in FLOORS)
+        floor = min(timings[name].best for name in FLOORS if name in timings)
         for name, timing in timings.items():
             figures = {
                 "count": count,
@@ -179,6 +181,8 @@ def _methods(
         FLOORS[0]: Method(lambda: np.add(residual, delta, out=residual), fastest),
         FLOORS[1]: Method(lambda: r.add_(g), fastest),
     }
+    if isinstance(fastest, NativeKernel):
+        methods[FLOORS[2]] = Method(functools.partial(fastest.add, residual, delta), fastest)
     for one in kernels:
         for workers in threads if one is fastest else (1,):
             methods[ours(one.name, workers)] = Method(_encode(residual, delta, tau, workers), one)

@@ -7,11 +7,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fatwood.codec import native
 from fatwood.codec.kernel import Signed, available
 from fatwood.errors import NotFiniteError
 from fatwood.testing.strategies import float32_vectors, sparse_vectors
 
 KERNELS = available()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _ranges_of_threads_are_small():
+    """Threads share what otherwise one would do alone, so that their seams are tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "_PER_THREAD", 1 << 18)
+        yield
+
+
 REFERENCE = KERNELS["numpy"]
 every_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 

@@ -17,6 +17,16 @@ from fatwood.codec.native import NativeKernel, native_kernels
 from fatwood.errors import NotFiniteError
 
 KERNELS = native_kernels()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _ranges_of_threads_are_small():
+    """Threads share what otherwise one would do alone, so that their seams are tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "_PER_THREAD", 1 << 18)
+        yield
+
+
 TAU = 0.5
 TILE = 8192
 pytestmark = pytest.mark.skipif(

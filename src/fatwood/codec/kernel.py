@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fatwood.errors import OptionError
 
-__all__ = ["Extracted", "Kernel", "RicePlan", "Signed", "active", "available"]
+__all__ = ["Extracted", "Kernel", "RicePlan", "Signed", "active", "available", "checked_threshold"]
 
 Floats = NDArray[np.float32]
 Positions = NDArray[np.int64]
@@ -103,15 +103,7 @@ class Kernel(ABC):
             ValueError: Shapes, dtypes, tau or clip cannot work.
         """
         _check_vectors(residual, delta)
-        with np.errstate(over="ignore"):  # too large a number is refused below
-            quantum = float(np.float32(tau))
-            bound = np.inf if clip is None else float(np.float32(clip))
-        if not 0.0 < quantum < np.inf:
-            msg = f"tau: expected a positive finite float32, received {tau!r}"
-            raise ValueError(msg)
-        if not bound >= quantum:
-            msg = f"clip: expected at least tau = {quantum}, received {clip!r}"
-            raise ValueError(msg)
+        quantum, bound = checked_threshold(tau, clip)
         return self._extract(residual, delta, quantum, bound, max(1, threads), max(0, expected))
 
     def add_signed(self, target: Floats, updates: Sequence[Signed], *, threads: int = 1) -> None:
@@ -197,6 +189,24 @@ def active() -> Kernel:
             "the codec runs in NumPy (no compiled kernel); encoding takes about three times as long"
         )
     return kernels[chosen]
+
+
+def checked_threshold(tau: float, clip: float | None) -> tuple[float, float]:
+    """Tau and the bound of clipping as float32 numbers; the bound is infinite when there is none.
+
+    Raises:
+        ValueError: They cannot work, see `Kernel.extract`.
+    """
+    with np.errstate(over="ignore"):  # too large a number is refused below
+        quantum = float(np.float32(tau))
+        bound = np.inf if clip is None else float(np.float32(clip))
+    if not 0.0 < quantum < np.inf:
+        msg = f"tau: expected a positive finite float32, received {tau!r}"
+        raise ValueError(msg)
+    if not bound >= quantum:
+        msg = f"clip: expected at least tau = {quantum}, received {clip!r}"
+        raise ValueError(msg)
+    return quantum, bound
 
 
 def _check_vectors(*vectors: Floats) -> None:

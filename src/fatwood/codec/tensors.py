@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fatwood.codec.kernel import Extracted, Signed
+from fatwood.codec.kernel import Extracted, Signed, checked_threshold
 from fatwood.errors import NotFiniteError
 
 __all__ = ["add_signed", "extract"]
@@ -53,7 +53,7 @@ def extract(residual: Tensor, delta: Tensor, tau: float, clip: float | None = No
         ValueError: Shapes, dtypes, devices, tau or clip cannot work.
     """
     _check_vectors(residual, delta)
-    quantum, bound = _check_threshold(tau, clip)
+    quantum, bound = checked_threshold(tau, clip)
     chunks: list[Tensor] = []
     clipped_mass = torch.zeros(1, dtype=torch.float64, device=residual.device)
     with torch.no_grad():
@@ -126,16 +126,3 @@ def _check_vectors(*vectors: Tensor) -> None:
                 f"on {other.device}"
             )
             raise ValueError(msg)
-
-
-def _check_threshold(tau: float, clip: float | None) -> tuple[float, float]:
-    with np.errstate(over="ignore"):
-        quantum = float(np.float32(tau))
-        bound = np.inf if clip is None else float(np.float32(clip))
-    if not 0.0 < quantum < np.inf:
-        msg = f"tau: expected a positive finite float32, received {tau!r}"
-        raise ValueError(msg)
-    if not bound >= quantum:
-        msg = f"clip: expected at least tau = {quantum}, received {clip!r}"
-        raise ValueError(msg)
-    return quantum, bound
