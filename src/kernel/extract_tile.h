@@ -6,29 +6,32 @@
  *                    bits of the elements with !(|r| < tau), so also of those that are not numbers
  */
 
-/* residual[i] += delta[i] for the first elements of `left`, up to FW_TILE and until FW_WORDS words have a bit; those
- * that reach tau go to positions, as first + i. Says how many elements were looked at, returns how many reached. */
-static FW_TARGET int64_t FW_LEVEL(mark)(float *restrict residual, const float *restrict delta, int64_t left, float tau,
-                                        int64_t first, int64_t *restrict positions, int64_t *restrict looked) {
-    uint64_t words[FW_WORDS];
-    int64_t starts[FW_WORDS], filled = 0, count = 0, end = least(left, FW_TILE), i = least(end, to_line(residual));
-    for (int64_t head = 0; head < i; head++) {
-        residual[head] += delta[head];
-        positions[count] = first + head;
-        count += !(fabsf(residual[head]) < tau);
+/* Takes tau out of the sums at `count` positions, notes their signs, and clips. */
+static FW_TARGET void FW_LEVEL(send)(float *restrict residual, const int64_t *restrict positions, int64_t count,
+                                     uint8_t *restrict negative, float tau, float clip,
+                                     struct fw_extraction *restrict extraction) {
+    for (int64_t h = 0; h < count; h++) {
+        int64_t position = positions[h];
+        float sum = residual[position], rest = sum - copysignf(tau, sum);
+        negative[h] = sum < 0.0f;
+        if (!(fabsf(sum) <= FLT_MAX)) {
+            if (extraction->bad < 0 || position < extraction->bad) {
+                extraction->bad = position;
+            }
+            continue;
+        }
+        if (fabsf(rest) > clip) {
+            extraction->clipped += (double)fabsf(rest) - (double)clip;
+            rest = copysignf(clip, rest);
+        }
+        residual[position] = rest;
     }
-    for (; i + 64 <= end && filled < FW_WORDS; i += 64) {
-        uint64_t word = FW_LEVEL(block)(residual + i, delta + i, tau);
-        words[filled] = word; /* kept when it has a bit; no branch, since nothing could predict it */
-        starts[filled] = first + i;
-        filled += word != 0;
-    }
-    end = filled < FW_WORDS ? end : i;
-    int64_t ahead = least(left, end + FW_AHEAD);
-    for (int64_t next = end; next < ahead; next += FW_LINE) {
-        __builtin_prefetch(residual + next);
-        __builtin_prefetch(delta + next);
-    }
+}
+
+/* The positions of the bits that are set in `filled` words. Returns how many. */
+static inline FW_TARGET int64_t FW_LEVEL(walk)(const uint64_t *restrict words, const int64_t *restrict starts,
+                                               int64_t filled, int64_t *restrict positions) {
+    int64_t count = 0;
     for (int64_t w = 0; w < filled; w++) {
         uint64_t word = words[w];
         do {
@@ -36,43 +39,71 @@ static FW_TARGET int64_t FW_LEVEL(mark)(float *restrict residual, const float *r
             word &= word - 1;
         } while (word != 0);
     }
-    for (; i < end; i++) {
+    return count;
+}
+
+/* Element by element, for the few at the ends of a tile. Returns how many reached tau. */
+static FW_TARGET int64_t FW_LEVEL(few)(float *restrict residual, const float *restrict delta, int64_t first,
+                                       int64_t end, float tau, int64_t *restrict positions) {
+    int64_t count = 0;
+    for (int64_t i = first; i < end; i++) {
         residual[i] += delta[i];
-        positions[count] = first + i;
+        positions[count] = i;
         count += !(fabsf(residual[i]) < tau);
     }
-    *looked = end;
     return count;
+}
+
+/* Extracts from elements [first, end), at most FW_TILE. The outputs have room for all of them. Returns how many reached
+ * tau. */
+static FW_TARGET int64_t FW_LEVEL(tile)(float *residual, const float *delta, int64_t first, int64_t end, float tau,
+                                        float clip, int64_t *positions, uint8_t *negative,
+                                        struct fw_extraction *extraction) {
+    uint64_t words[FW_LANES][FW_WORDS];
+    int64_t starts[FW_LANES][FW_WORDS];
+    int64_t head = least(end, first + to_line(residual + first)), half = (end - head) / 128 * 64;
+    int64_t from[FW_LANES] = {head, head + half}, out[FW_LANES] = {0, from[1] - first}, count[FW_LANES];
+    count[0] = FW_LEVEL(few)(residual, delta, first, head, tau, positions);
+    count[1] = 0;
+    FW_LEVEL(send)(residual, positions, count[0], negative, tau, clip, extraction);
+    for (int64_t i = 0; i < half;) {
+        int64_t filled[FW_LANES] = {0, 0};
+        for (; i < half && filled[0] < FW_WORDS && filled[1] < FW_WORDS; i += 64) {
+            for (int l = 0; l < FW_LANES; l++) {
+                uint64_t word = FW_LEVEL(block)(residual + from[l] + i, delta + from[l] + i, tau);
+                words[l][filled[l]] = word; /* kept when it has a bit; no branch, since nothing could predict it */
+                starts[l][filled[l]] = from[l] + i;
+                filled[l] += word != 0;
+            }
+        }
+        for (int l = 0; l < FW_LANES; l++) {
+            int64_t *to = positions + out[l] + count[l];
+            int64_t hits = FW_LEVEL(walk)(words[l], starts[l], filled[l], to);
+            FW_LEVEL(send)(residual, to, hits, negative + out[l] + count[l], tau, clip, extraction);
+            count[l] += hits;
+        }
+    }
+    int64_t *to = positions + out[1] + count[1];
+    int64_t hits = FW_LEVEL(few)(residual, delta, from[1] + half, end, tau, to);
+    FW_LEVEL(send)(residual, to, hits, negative + out[1] + count[1], tau, clip, extraction);
+    count[1] += hits;
+    memmove(positions + count[0], positions + out[1], sizeof *positions * (size_t)count[1]);
+    memmove(negative + count[0], negative + out[1], (size_t)count[1]);
+    return count[0] + count[1];
 }
 
 static FW_TARGET void FW_LEVEL(extract)(float *residual, const float *delta, int64_t end, float tau, float clip,
                                         int64_t *positions, uint8_t *negative, int64_t capacity,
                                         struct fw_extraction *extraction) {
-    int64_t first = extraction->next, count = 0, looked;
-    double clipped = 0.0;
-    while (first < end && capacity - count >= FW_TILE) {
-        int64_t after = count + FW_LEVEL(mark)(residual + first, delta + first, end - first, tau, first,
-                                               positions + count, &looked);
-        for (; count < after; count++) {
-            int64_t position = positions[count];
-            float sum = residual[position];
-            if (!(fabsf(sum) <= FLT_MAX)) {
-                extraction->bad = position;
-                return;
-            }
-            float rest = sum - copysignf(tau, sum);
-            if (fabsf(rest) > clip) {
-                clipped += (double)fabsf(rest) - (double)clip;
-                rest = copysignf(clip, rest);
-            }
-            residual[position] = rest;
-            negative[count] = sum < 0.0f;
-        }
-        first += looked;
+    int64_t first = extraction->next, count = 0;
+    while (first < end && capacity - count >= least(end - first, FW_TILE) && extraction->bad < 0) {
+        int64_t last = first + least(end - first, FW_TILE);
+        count += FW_LEVEL(tile)(residual, delta, first, last, tau, clip, positions + count, negative + count,
+                                extraction);
+        first = last;
     }
     extraction->next = first;
     extraction->count = count;
-    extraction->clipped += clipped;
 }
 
 static FW_TARGET void FW_LEVEL(add)(float *restrict residual, const float *restrict delta, int64_t n) {

@@ -22,7 +22,7 @@
 #define FW_ABI 1
 
 /* The most elements that one step of the extraction looks at, and so the room that an output must have for one more. */
-#define FW_TILE 8192
+#define FW_TILE 131072
 
 /* Instruction sets, the argument `level` of some functions. */
 enum { FW_PORTABLE = 0, FW_AVX2 = 1, FW_AVX512 = 2 };
@@ -42,8 +42,9 @@ struct fw_extraction {
     double clipped; /* in and out: mass lost to clipping is added */
 };
 
-/* Extracts from elements [next, end): see Kernel.extract. Ends early when the output has room for fewer than FW_TILE
- * more; the caller then calls again, with more room. After a sum that is not finite nothing holds but `bad`. */
+/* Extracts from elements [next, end): see Kernel.extract. Ends early when the output has no room for FW_TILE more, or for
+ * all that are left; the caller then calls again, with more room. After a sum that is not finite nothing holds but
+ * `bad`, which must be -1 before. */
 FW_EXPORT void fw_extract(int32_t level, float *residual, const float *delta, int64_t end, float tau, float clip,
                           int64_t *positions, uint8_t *negative, int64_t capacity, struct fw_extraction *extraction);
 

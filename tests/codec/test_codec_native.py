@@ -28,7 +28,7 @@ def _ranges_of_threads_are_small():
 
 
 TAU = 0.5
-TILE = 8192
+TILE = 131_072
 pytestmark = pytest.mark.skipif(
     not KERNELS, reason="no compiled kernel; tests/house/test_build.py says whether there should be"
 )
@@ -175,6 +175,18 @@ def test_the_first_number_that_is_not_finite_is_named(kernel: Kernel, threads: i
     with pytest.raises(NotFiniteError) as raised:
         kernel.extract(residual, delta, TAU, threads=threads)
     assert (raised.value.position, raised.value.n, raised.value.value) == (n // 2, n, -np.inf)
+
+
+@each_kernel
+@pytest.mark.parametrize(
+    "bad", [(700, 300), (300, 700), (999, 500, 3), (80, 64), (TILE + 90_000, TILE + 20_000)]
+)
+def test_the_first_is_named_whichever_lane_meets_one_first(kernel: Kernel, bad: tuple[int, ...]) -> None:
+    delta = np.full(1000 if max(bad) < 1000 else 2 * TILE + 5, 2 * TAU, np.float32)
+    delta[list(bad)] = np.nan
+    with pytest.raises(NotFiniteError) as caught:
+        kernel.extract(np.zeros_like(delta), delta, TAU, 3 * TAU)
+    assert caught.value.position == min(bad)
 
 
 @each_kernel

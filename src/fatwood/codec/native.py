@@ -141,7 +141,7 @@ class NativeKernel(Kernel):
         negative: list[Signs] = []
         found, guess = 0, max(expected + expected // 16, (last - first) // 128)
         while state.next < last:
-            capacity = min(guess, last - state.next) + self._tile
+            capacity = min(guess, last - state.next) + min(self._tile, last - state.next)
             chunk, signs = np.empty(capacity, np.int64), np.empty(capacity, np.bool_)
             self._library.fw_extract(
                 self._level,
