@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fatwood.codec import rice, ternary
+from fatwood.codec.varint import read_varint, varint
 from fatwood.errors import ProtocolError
 
 KINDS = ("even", "clustered", "runs", "all", "none", "first and last")
@@ -83,7 +84,7 @@ def write_rice(positions, negative, *, blocked, flipped):
     if flipped:
         flips = gaps_between([i - 1 for i in range(1, count) if negative[i] != negative[i - 1]])
         k = best_k(flips)
-        head = bytes([k | 128 * bool(negative[0])]) + rice.varint(len(flips))
+        head = bytes([k | 128 * bool(negative[0])]) + varint(len(flips))
         sign_streams = rice_codes(flips, [k] * len(flips))
     each = [k for k in parameters for _ in range(32)][:count] if blocked else parameters * count
     form = bytes([parameters[0] | 64 * blocked | 128 * flipped])
@@ -157,12 +158,12 @@ def write_ternary(positions, negative, n, *, count=None, mask_bits=None):
 
 def test_varints_are_leb128_and_only_the_shortest_form_is_read():
     for number in (0, 1, 127, 128, 300, 2**63, 2**70 - 1):
-        octets = rice.varint(number)
+        octets = varint(number)
         assert len(octets) == max(1, -(-number.bit_length() // 7))
-        assert rice.read_varint(memoryview(b"x" + octets + b"\x85"), 1) == (number, 1 + len(octets))
+        assert read_varint(memoryview(b"x" + octets + b"\x85"), 1) == (number, 1 + len(octets))
     for wrong in (b"", b"\x80", b"\x80\x00", b"\x85\x80\x00", b"\xff" * 10, b"\x80" * 10 + b"\x01"):
         with pytest.raises(ProtocolError, match="shortest form"):
-            rice.read_varint(memoryview(wrong), 0)
+            read_varint(memoryview(wrong), 0)
 
 
 @settings(max_examples=50, deadline=None)

@@ -7,7 +7,18 @@ import importlib
 
 import pytest
 
-MODULES = ("diagnostics", "encoder", "flat", "residual", "rice", "sampling", "ternary", "threshold", "warmup")
+MODULES = (
+    "diagnostics",
+    "encoder",
+    "flat",
+    "residual",
+    "rice",
+    "sampling",
+    "ternary",
+    "threshold",
+    "varint",
+    "warmup",
+)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fatwood.codec.message import Coder, Message, decode, encode, encode_values
-from fatwood.codec.rice import varint
+from fatwood.codec.varint import varint
 from fatwood.errors import NotFiniteError, ProtocolError
 from fatwood.testing.strategies import float32_vectors, sparse_vectors
 

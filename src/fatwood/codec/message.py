@@ -1,6 +1,6 @@
 """The wire format of an update: which parameters move by ``+-tau``, or what all of them are.
 
-The header comes first; all numbers are little-endian, `fatwood.codec.rice.varint` says what a varint is::
+The header comes first; all numbers are little-endian, `fatwood.codec.varint` says what a varint is::
 
     offset    size     field
          0    1        0xB0 | version: bits 4-7 are 1011, bits 0-3 the version, 2
@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fatwood.codec import kernel, ternary
-from fatwood.codec.rice import read_varint, varint
+from fatwood.codec.varint import read_varint, varint
 from fatwood.errors import NotFiniteError, ProtocolError
 
 __all__ = ["Coder", "Message", "decode", "encode", "encode_values"]

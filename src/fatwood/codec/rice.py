@@ -23,7 +23,7 @@ Bits fill each byte from the lowest up. Every stream is padded with zero bits to
     quotients    a stream   of every gap, in unary; it ends with the byte of the last one
 
 Element ``i >= 1`` is a flip when its sign is not that of element ``i - 1``; flips are the positions ``i - 1`` in
-``range(count - 1)`` and have gaps like all positions. No positions, no payload. `varint` says what a varint is.
+``range(count - 1)`` and have gaps like all positions. No positions, no payload. `fatwood.codec.varint` says what a varint is.
 
 The writer has no choice, so that all kernels write the same bytes: ``k`` is the smallest of those with the fewest
 bits, one for all unless blocks need fewer bytes in the whole payload; signs are plain unless flips need fewer bytes;
@@ -41,9 +41,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fatwood.codec.kernel import Positions, RicePlan, Signs
+from fatwood.codec.varint import read_varint, varint
 from fatwood.errors import ProtocolError
 
-__all__ = ["pack", "plan", "read_varint", "unpack", "varint"]
+__all__ = ["pack", "plan", "unpack"]
 
 Gaps = NDArray[Any]  # of np.uint32 or np.uint64
 
@@ -55,38 +56,6 @@ _MAX_K = 57
 
 _POWERS = 1 << np.arange(63, dtype=np.int64)
 _ONES = np.array([bin(octet).count("1") for octet in range(256)], np.uint8)
-
-
-def varint(number: int) -> bytes:
-    """An unsigned integer in LEB128: seven bits a byte from the lowest up, bit 7 set on all bytes but the last.
-
-    >>> varint(3).hex(), varint(300).hex()
-    ('03', 'ac02')
-    """
-    octets = bytearray()
-    while number > 0x7F:
-        octets.append(number & 0x7F | 0x80)
-        number >>= 7
-    octets.append(number)
-    return bytes(octets)
-
-
-def read_varint(octets: memoryview, at: int) -> tuple[int, int]:
-    """Reads what `varint` wrote: the number that begins at byte ``at``, and where the next field begins.
-
-    Raises:
-        ProtocolError: The bytes end too soon, there are more than ten, or a shorter form would have done.
-    """
-    number = 0
-    for index, octet in enumerate(octets[at : at + 10]):
-        number |= (octet & 0x7F) << (7 * index)
-        if octet < 0x80 and (octet or not index):
-            return number, at + index + 1
-        if octet < 0x80:
-            break
-    received = bytes(octets[at : at + 10]).hex() or "nothing"
-    msg = f"varint at byte {at}: expected at most 10 bytes in the shortest form, received {received}"
-    raise ProtocolError(msg)
 
 
 def plan(positions: Positions, negative: Signs) -> RicePlan:
@@ -207,7 +176,9 @@ def _best_k(columns: Gaps, sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64],
     That is at most m where ``S <= m 2**k``, and above m where ``S > 3 m 2**k``. So with the smallest K of
     ``S <= m 2**K`` only K - 2, K - 1 and K can be the best.
     """
-    means = -(-_sums(columns) // sizes)
+    total = _sums(columns)
+    means = (total + (_BLOCK - 1)) >> 5  # of 32 gaps, rounded up
+    means[-1] = -(-total[-1] // sizes[-1])
     smallest = np.clip(np.searchsorted(_POWERS, means) - 2, 0, _MAX_K)
     quotients = columns >> smallest.astype(columns.dtype)
     sums = [_sums(quotients)]
@@ -228,10 +199,17 @@ def _sums(columns: Gaps) -> NDArray[np.int64]:
 def _plan_signs(negative: Signs) -> tuple[int, int, int]:
     """The number of flips or -1 for plain signs, their parameter, and the bytes of the signs."""
     plain = _bytes_for(negative.size)
-    gaps = _flip_gaps(negative)
+    flipped = negative[1:] != negative[:-1]
+    flips = int(np.count_nonzero(flipped))
+    head = 1 + len(varint(flips))
+    # With k = 0 they take one bit for each place up to the last, with a larger one at least two for each flip.
+    last = flipped.size - int(np.argmax(flipped[::-1])) if flips else 0
+    if head + _bytes_for(min(last, 2 * flips)) >= plain:
+        return -1, 0, plain
+    gaps = _gaps(np.flatnonzero(flipped))
     k, length = _best_k(gaps[:, None], np.array([gaps.size])) if gaps.size else (np.zeros(1), 0)
-    length += 1 + len(varint(gaps.size))
-    return (gaps.size, int(k[0]), length) if length < plain else (-1, 0, plain)
+    length += head
+    return (flips, int(k[0]), length) if length < plain else (-1, 0, plain)
 
 
 def _zigzag(steps: NDArray[np.int64]) -> NDArray[np.int64]:
