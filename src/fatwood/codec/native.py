@@ -26,9 +26,8 @@ __all__ = ["NativeKernel", "native_kernels"]
 _ABI = 1  # FW_ABI of src/kernel/fatwood_kernel.h
 _LEVELS = (("avx512", 2), ("avx2", 1), ("portable", 0))  # fastest first
 _LIBRARY = "_fatwood_kernel.dylib" if sys.platform == "darwin" else "_fatwood_kernel.so"
-_PER_THREAD = (
-    1 << 23
-)  # parameters: below, starting a thread and sharing the memory's bandwidth was measured to lose
+# Parameters: below, starting a thread and sharing the memory's bandwidth was measured to lose.
+_PER_THREAD = 1 << 23
 _LINE = 16  # float32 numbers in a cache line: no two threads write to one
 
 _Result = TypeVar("_Result")

@@ -40,12 +40,15 @@ def join(header: Header, payload: bytes) -> bytes:
     return _LAYOUT.pack(header.rows, header.loss_sum, header.digest, _MORE * header.more) + payload
 
 
-def split(rank: int, message: bytes) -> tuple[Header, bytes]:
+def split(rank: int, message: bytes) -> tuple[Header, memoryview]:
     """Take a peer's message apart.
 
     Args:
         rank: Who sent it, for the error.
         message: A header and a payload.
+
+    Returns:
+        The header, and the payload where it lies in the message.
 
     Raises:
         ProtocolError: The message is too short or its flags are unknown.
@@ -57,4 +60,4 @@ def split(rank: int, message: bytes) -> tuple[Header, bytes]:
     if flags & ~_MORE:
         text = f"message of rank {rank}: expected flags 0 or {_MORE}, received {flags}"
         raise ProtocolError(text, hint="all workers must run the same version of fatwood")
-    return Header(rows, loss_sum, digest, bool(flags & _MORE)), message[HEADER_BYTES:]
+    return Header(rows, loss_sum, digest, bool(flags & _MORE)), memoryview(message)[HEADER_BYTES:]

@@ -103,9 +103,9 @@ class ThresholdReducer(Reducer):
         payload = self._encode(vector, step) if header.rows else b""
         message = join(header, payload)
         self._sent_bytes = len(message)
-        received = exchange.gather(step, message)
-        self._payloads = [memoryview(m)[HEADER_BYTES:] for m in received]
-        return [split(rank, m[:HEADER_BYTES])[0] for rank, m in enumerate(received)]
+        parts = [split(rank, m) for rank, m in enumerate(exchange.gather(step, message))]
+        self._payloads = [payload for _, payload in parts]
+        return [header for header, _ in parts]
 
     def add_mean(self, exchange: Exchange, step: int, headers: Sequence[Header], target: Vector) -> None:
         """See :meth:`Reducer.add_mean`."""
