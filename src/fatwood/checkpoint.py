@@ -1,31 +1,19 @@
 """The file of a saved model: weights, how to rebuild the network, and what the caller adds. Never pickle.
 
-The file is a zip archive, stored without compression, with fixed dates and sorted names, so that equal
-models give equal bytes::
+The file is an archive as `fatwood.archive` draws it, of the format ``"fatwood-model"``; equal models give equal bytes::
 
-    manifest.json          UTF-8 JSON, keys sorted:
-        format             "fatwood-model"
-        format_version     1
-        versions           {"fatwood": ..., "python": ..., "torch": ...}   of the writer
+    manifest.json          the fields of every archive, and
         blueprint          JSON object for fatwood.blueprint.build, or null
         extra              JSON object of the caller
         tensors            [[name, name it is stored under], ...]   in the order of the state dict;
                            the two differ where a tensor is shared: it is stored once
-        sha256             {"weights.safetensors": hex digest}; zip's own CRC-32 covers the manifest
     weights.safetensors    https://huggingface.co/docs/safetensors, one entry per stored name
 
-No size in the file is believed before it is checked against the bytes that are there, and nothing in the
-file is executed.
+Every byte is checked, and nothing in the file is executed.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
-import os
-import platform
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -34,19 +22,21 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fatwood.errors import StorageError, UserError
+from fatwood.archive import Archive, Kind, write_archive
+from fatwood.errors import UserError
 
 __all__ = ["FORMAT_VERSION", "SavedModel", "read_model", "write_model"]
 
 FORMAT_VERSION = 1
 """The version written, and the newest that can be read."""
 
-_FORMAT = "fatwood-model"
-_MANIFEST = "manifest.json"
+_KIND = Kind(
+    format="fatwood-model",
+    version=FORMAT_VERSION,
+    content="model",
+    remedy="copy it again, or save the model again",
+)
 _WEIGHTS = "weights.safetensors"
-_MAX_MANIFEST_BYTES = 64 * 2**20
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date zip knows
-_DAMAGED_HINT = "the file is damaged, incomplete or no saved model: copy it again, or save the model again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,27 +84,12 @@ def write_model(
             f"cannot save the network: expected dtypes that safetensors can hold, received {dtypes}: {error}"
         )
         raise UserError(message, hint="convert the tensors, for example with network.float()") from error
-    manifest = {
-        "format": _FORMAT,
-        "format_version": FORMAT_VERSION,
-        "versions": _versions(),
+    fields = {
         "blueprint": blueprint,
         "extra": dict(extra),
         "tensors": [[name, stored] for name, stored in stored_as.items()],
-        "sha256": {_WEIGHTS: hashlib.sha256(weights).hexdigest()},
     }
-    try:
-        plain = json.loads(json.dumps(manifest))  # keys that are numbers become text before they are sorted
-        text = json.dumps(plain, sort_keys=True, indent=1, ensure_ascii=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        message = f"cannot save the network: expected JSON values as blueprint and extra, received: {error}"
-        raise UserError(message, hint="use numbers, strings, lists and dicts with string keys") from error
-    if len(text) > _MAX_MANIFEST_BYTES:
-        message = f"cannot save the network: expected a manifest of at most {_MAX_MANIFEST_BYTES} bytes, received {len(text)}"
-        raise UserError(message, hint="put large things beside the model, not into extra")
-    with zipfile.ZipFile(file, "w", compression=zipfile.ZIP_STORED) as archive:
-        for name, content in ((_MANIFEST, text), (_WEIGHTS, weights)):
-            archive.writestr(_entry(name), content)
+    write_archive(file, _KIND, fields=fields, parts={_WEIGHTS: weights})
 
 
 def read_model(file: BinaryIO) -> SavedModel:
@@ -129,24 +104,13 @@ def read_model(file: BinaryIO) -> SavedModel:
     Raises:
         StorageError: Not a saved model, truncated, altered, or of a newer version of the format.
     """
-    title = _title(file)
-    try:
-        size = file.seek(0, os.SEEK_END)
-        with zipfile.ZipFile(file) as archive:
-            entries = _entries(archive, size, title)
-            text = archive.read(entries[_MANIFEST])
-            manifest = _parse_manifest(text, title)
-            weights = archive.read(entries[_WEIGHTS])
-    except StorageError:
-        raise
-    except Exception as error:  # zipfile meets a damaged file with a dozen kinds of exceptions
-        message = f"{title}: expected a saved model (a zip archive), received {type(error).__name__}: {error}"
-        raise StorageError(message, hint=_DAMAGED_HINT) from error
-    expected, received = manifest["sha256"][_WEIGHTS], hashlib.sha256(weights).hexdigest()
-    if received != expected:
-        raise _damaged(title, f"{_WEIGHTS}: expected sha256 {expected}, received {received}")
+    with Archive(file, _KIND) as archive:
+        manifest = archive.manifest
+        if not _is_well_formed(manifest):
+            raise archive.wrong_manifest()
+        state_dict = _state_dict(archive.read(_WEIGHTS), manifest["tensors"], archive)
     return SavedModel(
-        state_dict=_state_dict(weights, manifest["tensors"], title),
+        state_dict=state_dict,
         blueprint=manifest["blueprint"],
         extra=manifest["extra"],
         manifest=manifest,
@@ -183,87 +147,25 @@ def _standalone(tensor: Tensor) -> Tensor:
     return tensor if own else tensor.clone()
 
 
-def _versions() -> dict[str, str]:
-    try:
-        fatwood = importlib.metadata.version("fatwood")
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree or a shipped archive
-        fatwood = "unknown"
-    return {"fatwood": fatwood, "python": platform.python_version(), "torch": torch.__version__}
-
-
-def _entry(name: str) -> zipfile.ZipInfo:
-    """An archive entry that is the same on every machine."""
-    entry = zipfile.ZipInfo(name, date_time=_EPOCH)
-    entry.create_system = 3  # Unix, also where it is written on Windows
-    entry.external_attr = 0o644 << 16
-    return entry
-
-
-def _title(file: BinaryIO) -> str:
-    """What to call a file in a message: its path, where it knows one."""
-    for attribute in ("path", "name"):
-        name = getattr(file, attribute, None)
-        if isinstance(name, str):
-            return f"model file {name}"
-    return "model file"
-
-
-def _damaged(title: str, problem: str) -> StorageError:
-    return StorageError(f"{title}: {problem}", hint=_DAMAGED_HINT)
-
-
-def _entries(archive: zipfile.ZipFile, file_bytes: int, title: str) -> dict[str, zipfile.ZipInfo]:
-    """The two entries, their sizes found possible."""
-    names = sorted(entry.filename for entry in archive.infolist())
-    if names != [_MANIFEST, _WEIGHTS]:
-        raise _damaged(title, f"expected the entries {[_MANIFEST, _WEIGHTS]}, received {names!r:.200}")
-    for entry in archive.infolist():
-        limit = _MAX_MANIFEST_BYTES if entry.filename == _MANIFEST else file_bytes
-        stored = entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size
-        if not stored or entry.file_size > min(limit, file_bytes):
-            expected = f"at most {min(limit, file_bytes)} stored bytes"
-            received = f"{entry.compress_size} bytes that stand for {entry.file_size}"
-            raise _damaged(title, f"{entry.filename}: expected {expected}, received {received}")
-    return {entry.filename: entry for entry in archive.infolist()}
-
-
-def _parse_manifest(text: bytes, title: str) -> dict[str, Any]:
-    manifest = json.loads(text)
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-        raise _damaged(title, f"{_MANIFEST}: expected the format {_FORMAT!r}, received {text[:80]!r}")
-    version = manifest.get("format_version")
-    if type(version) is int and version > FORMAT_VERSION:
-        message = (
-            f"{title}: expected format version {FORMAT_VERSION} or older, received version {version}, "
-            f"written by {manifest.get('versions')}"
-        )
-        raise StorageError(
-            message, hint="install the version of Fatwood that wrote the file: pip install -U fatwood"
-        )
-    well_formed = (
-        type(version) is int
-        and version == FORMAT_VERSION
+def _is_well_formed(manifest: Mapping[str, Any]) -> bool:
+    return (
+        set(manifest["sha256"]) == {_WEIGHTS}
         and isinstance(manifest.get("blueprint", ""), (dict, type(None)))
         and isinstance(manifest.get("extra"), dict)
         and isinstance(manifest.get("tensors"), list)
         and all(isinstance(pair, list) and [*map(type, pair)] == [str, str] for pair in manifest["tensors"])
-        and isinstance(manifest.get("sha256"), dict)
-        and isinstance(manifest["sha256"].get(_WEIGHTS), str)
     )
-    if not well_formed:
-        raise _damaged(
-            title, f"{_MANIFEST}: expected the fields of version {FORMAT_VERSION}, received {text[:200]!r}"
-        )
-    return manifest
 
 
-def _state_dict(weights: bytes, names: list[list[str]], title: str) -> dict[str, Tensor]:
+def _state_dict(weights: bytes, names: list[list[str]], archive: Archive) -> dict[str, Tensor]:
     try:
         tensors = safetensors.torch.load(weights)
         state_dict = {name: tensors[stored] for name, stored in names}
     except Exception as error:
-        problem = f"expected the tensors of the manifest, received {type(error).__name__}: {error}"
-        raise _damaged(title, f"{_WEIGHTS}: {problem}") from error
+        received = f"{type(error).__name__}: {error}"
+        problem = f"{_WEIGHTS}: expected the tensors of the manifest, received {received}"
+        raise archive.damaged(problem) from error
     if set(tensors) != {stored for _, stored in names} or len(state_dict) != len(names):
-        raise _damaged(title, f"{_WEIGHTS}: expected {len(names)} named tensors, received {len(tensors)}")
+        problem = f"{_WEIGHTS}: expected {len(names)} named tensors, received {len(tensors)}"
+        raise archive.damaged(problem)
     return state_dict

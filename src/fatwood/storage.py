@@ -1,4 +1,4 @@
-"""Read and write any URI by its scheme: ``hdfs://``, ``s3://``, ``gs://``, ``file://``, plain local paths.
+"""Read, write, list and delete at any URI by its scheme: ``hdfs://``, ``s3://``, ``gs://``, ``file://``, plain local paths.
 
 The scheme alone decides where bytes go, never a default file system of the cluster. A plain string without
 a scheme and every ``pathlib.Path`` is local to the machine that runs the code. What is written appears
@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
@@ -22,10 +23,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from fatwood.errors import FatwoodError, StorageError
 
-__all__ = ["open_read", "read_bytes", "write_atomic"]
+__all__ = ["delete", "delete_leftovers", "join", "list_folder", "open_read", "read_bytes", "write_atomic"]
 
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):(?P<rest>//?|:)")
 _LOCAL_SCHEMES = frozenset({"file", "local"})
+_OPEN_FILES = "/proc/self/fd"  # where Linux gives an open file a path, also one without a name
+_LEFTOVER = re.compile(r"\.fatwood-[0-9a-f]{16}\.part")
 # The one store whose package is not called like its module.
 _PACKAGE_OF_MODULE: Mapping[str, str] = MappingProxyType({"smbclient": "smbprotocol"})
 _GENERAL_HINT = (
@@ -92,7 +95,8 @@ def write_atomic(uri: str | os.PathLike[str], write: Callable[[BinaryIO], None])
     are collected in a local temporary file first; then a store with a rename of its own gets them under a
     temporary name and renames, and a store that publishes an object when its upload completes gets one upload.
     Missing parent folders are made. After a failure neither a half nor a temporary file is left, and a file
-    that was there before is as it was. Some stores' rename refuses an existing name: there the old file steps
+    that was there before is as it was. A process that is killed leaves at most one file with a temporary name in
+    the folder (:func:`delete_leftovers`). Some stores' rename refuses an existing name: there the old file steps
     aside first, and for an instant nothing has the name.
 
     Args:
@@ -108,11 +112,119 @@ def write_atomic(uri: str | os.PathLike[str], write: Callable[[BinaryIO], None])
     if store is None:
         _write_local(path, uri, write)
         return
+    try:
+        with _collected() as (file, local):
+            write(file)
+            file.flush()
+            with _explained("write", uri):
+                _upload(store, local, path)
+    except OSError as error:
+        raise _storage_error(uri, "write", error) from error
+
+
+def join(folder: str | os.PathLike[str], name: str) -> str:
+    """The URI of a file in a folder.
+
+    Args:
+        folder: A URI, a plain path, or a ``pathlib.Path``, which stays local whatever it looks like.
+        name: The file's name.
+
+    Returns:
+        A URI or path that every function here understands.
+    """
+    base = folder if isinstance(folder, str) else os.path.abspath(folder)
+    return base + name if base.endswith("/") else f"{base}/{name}"
+
+
+def list_folder(uri: str | os.PathLike[str]) -> list[str]:
+    """The names of the files in a folder.
+
+    Args:
+        uri: The folder; a scheme picks the store, a plain path is local.
+
+    Returns:
+        Names without the folder, sorted; without what lies deeper. A folder that does not exist has none.
+
+    Raises:
+        StorageError: The folder cannot be listed.
+    """
+    with _explained("list", uri):
+        store, path = _locate(uri)
+        try:
+            if store is None:
+                with os.scandir(path) as entries:
+                    return sorted(entry.name for entry in entries if entry.is_file())
+            store.invalidate_cache()
+            files = [entry["name"] for entry in store.ls(path, detail=True) if entry["type"] == "file"]
+        except FileNotFoundError:
+            return []
+        own = path.rstrip("/")  # some stores list an object of the folder's own name
+        return sorted(file.rpartition("/")[2] for file in files if file.rstrip("/") != own)
+
+
+def delete(uri: str | os.PathLike[str]) -> None:
+    """Delete a file; one that does not exist is no error.
+
+    Args:
+        uri: The file; a scheme picks the store, a plain path is local.
+
+    Raises:
+        StorageError: The file cannot be deleted.
+    """
+    with _explained("delete", uri), suppress(FileNotFoundError):
+        store, path = _locate(uri)
+        if store is None:
+            os.unlink(path)
+            return
+        try:
+            store.rm_file(path)
+        except Exception:
+            store.invalidate_cache()
+            store.info(path)  # HDFS calls a missing file an I/O error; this says FileNotFoundError
+            raise
+
+
+def delete_leftovers(folder: str | os.PathLike[str], *, older_than_seconds: float) -> None:
+    """Delete the temporary files that killed processes left in a folder while they wrote to it.
+
+    A file that cannot be deleted, or whose age the store does not tell, stays.
+
+    Args:
+        folder: The folder; a scheme picks the store, a plain path is local.
+        older_than_seconds: Files changed later than this are left alone: somebody may be writing them.
+
+    Raises:
+        StorageError: The folder cannot be listed.
+    """
+    for name in list_folder(folder):
+        if _LEFTOVER.fullmatch(name):
+            uri = join(folder, name)
+            with suppress(StorageError):
+                if time.time() - _modified(uri) > older_than_seconds:
+                    delete(uri)
+
+
+def _modified(uri: str) -> float:
+    """When a file was last changed, in seconds since 1970."""
+    with _explained("look at", uri):
+        store, path = _locate(uri)
+        return os.stat(path).st_mtime if store is None else float(store.modified(path).timestamp())
+
+
+@contextmanager
+def _collected() -> Iterator[tuple[BinaryIO, str]]:
+    """A temporary file, and a path under which it can be opened.
+
+    Where the system allows it the file has no name, so that a killed process leaves nothing behind.
+    """
+    if os.path.isdir(_OPEN_FILES):
+        with tempfile.TemporaryFile() as unnamed:
+            yield cast("BinaryIO", unnamed), f"{_OPEN_FILES}/{unnamed.fileno()}"
+        return
     with tempfile.TemporaryDirectory(prefix="fatwood-") as folder:
-        collected = os.path.join(folder, "upload")
-        _write_local(collected, uri, write)
-        with _explained("write", uri):
-            _upload(store, collected, path)
+        path = os.path.join(folder, "upload")
+        with open(path, "xb") as named:
+            yield named, path
 
 
 def _write_local(path: str, uri: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:

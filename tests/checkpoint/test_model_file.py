@@ -199,7 +199,7 @@ def test_a_loss_that_is_nan_can_be_kept() -> None:
     ],
 )
 def test_what_cannot_be_saved_is_refused_before_anything_is_written(state, extra, words, monkeypatch) -> None:
-    monkeypatch.setattr("fatwood.checkpoint._MAX_MANIFEST_BYTES", 2000)
+    monkeypatch.setattr("fatwood.archive.writing.MAX_MANIFEST_BYTES", 2000)
     file = io.BytesIO()
     with pytest.raises(UserError, match=words):
         write_model(file, state_dict=state, blueprint=None, extra=extra)

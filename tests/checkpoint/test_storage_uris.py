@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import _registry, known_implementations
 
 from fatwood.errors import StorageError, UserError
-from fatwood.storage import open_read, read_bytes, write_atomic
+from fatwood.storage import delete, delete_leftovers, join, list_folder, open_read, read_bytes, write_atomic
 
 
 def _writer(content: bytes):
@@ -37,6 +37,12 @@ class _RenamingStore(LocalFileSystem):
     protocol = "renaming"
     cachable = False
     silent = False
+
+    def rm_file(self, path: str) -> None:
+        try:
+            os.unlink(path)
+        except OSError as error:  # as HDFS says it, whatever the cause
+            raise OSError(errno.EIO, "delete failed") from error
 
     def mv(self, path1: str, path2: str, **_: Any) -> None:
         if os.path.exists(path2):
@@ -262,3 +268,93 @@ def test_path_objects_are_always_local(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_atomic(Path("hdfs:/models/x"), _writer(b"local"))
     assert (tmp_path / "hdfs:" / "models" / "x").read_bytes() == b"local"
+
+
+KINDS = ["path", "text", "file", "hadoop", "memory", "renaming"]
+
+
+def test_a_system_that_gives_open_files_no_path(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("fatwood.storage._OPEN_FILES", str(tmp_path / "missing"))
+    uri = _uri("renaming", tmp_path, "model")
+    write_atomic(uri, _writer(b"first"))
+    write_atomic(uri, _writer(b"second"))
+    with pytest.raises(StorageError):
+        write_atomic(uri, _failing(OSError("full")))
+    assert read_bytes(uri) == b"second"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_list_and_delete(kind, tmp_path) -> None:
+    folder = _uri(kind, tmp_path, "run")
+    assert list_folder(folder) == []
+    for name in ("b", "a.txt", "with space", "_"):
+        write_atomic(join(folder, name), _writer(name.encode()))
+    write_atomic(join(join(folder, "deeper"), "c"), _writer(b"c"))
+    assert list_folder(folder) == ["_", "a.txt", "b", "with space"]
+    assert read_bytes(join(folder, "with space")) == b"with space"
+    for _ in range(2):  # what is gone already is no error
+        delete(join(folder, "b"))
+        assert list_folder(folder) == ["_", "a.txt", "with space"]
+    assert list_folder(join(folder, "deeper")) == ["c"]
+
+
+def test_join() -> None:
+    assert join("hdfs://host/run", "x") == join("hdfs://host/run/", "x") == "hdfs://host/run/x"
+    assert join("memory://", "x") == "memory://x"
+    assert join("/", "x") == "/x"
+    assert join(Path("/a/../b"), "x") == "/b/x"
+    assert join(Path("run"), "x") == f"{Path.cwd()}/run/x"
+
+
+def test_a_folder_of_another_process_is_listed_anew(tmp_path) -> None:
+    folder = f"renaming://{tmp_path}/run"
+    write_atomic(join(folder, "a"), _writer(b""))
+    assert list_folder(folder) == ["a"]
+    (tmp_path / "run" / "b").write_bytes(b"")
+    assert list_folder(folder) == ["a", "b"]
+
+
+@pytest.mark.parametrize("operation", ["list", "delete"])
+def test_failures_name_uri_and_operation(operation, tmp_path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    act, path = {"list": (list_folder, tmp_path / "file"), "delete": (delete, tmp_path / "folder")}[operation]
+    with pytest.raises(StorageError, match=f"cannot {operation} {path}.*\nhint: "):
+        act(path)
+    with pytest.raises(StorageError, match=f"cannot {operation} renaming://{path}"):
+        act(f"renaming://{path}/below" if operation == "list" else f"renaming://{path}")
+    with pytest.raises(StorageError, match=r"nosuch.*\nhint: use a scheme that fsspec knows"):
+        act("nosuch://bucket/model")
+    assert (tmp_path / "folder").is_dir()
+
+
+@pytest.mark.parametrize("kind", ["path", "renaming"])
+def test_leftovers_are_known_by_name_and_age(kind, tmp_path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    ours = [f".fatwood-{i:016x}.part" for i in range(3)]
+    others = [".fatwood-0.part", ".fatwood-0123456789abcdef.part.old", "x.part", "model"]
+    for name in [*ours, *others]:
+        (folder / name).write_bytes(b"")
+        os.utime(folder / name, (0, 0))
+    os.utime(folder / ours[0])
+    uri = folder if kind == "path" else f"renaming://{folder}"
+    delete_leftovers(uri, older_than_seconds=60)
+    assert set(os.listdir(folder)) == {ours[0], *others}
+
+
+def test_leftovers_that_cannot_be_judged_stay(tmp_path, monkeypatch) -> None:
+    (tmp_path / ".fatwood-0123456789abcdef.part").write_bytes(b"")
+
+    def modified(_self: Any, path: str) -> Any:
+        raise NotImplementedError(path)
+
+    monkeypatch.setattr(_RenamingStore, "modified", modified, raising=False)
+    delete_leftovers(f"renaming://{tmp_path}", older_than_seconds=-1)
+    assert list_folder(tmp_path) == [".fatwood-0123456789abcdef.part"]
+    delete_leftovers(tmp_path, older_than_seconds=-1)
+    assert list_folder(tmp_path) == []
+
+
+def test_leftovers_of_a_folder_that_does_not_exist(tmp_path) -> None:
+    delete_leftovers(tmp_path / "missing", older_than_seconds=0)

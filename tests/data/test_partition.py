@@ -184,8 +184,12 @@ def test_one_epoch_streams_and_touches_no_disk(tmp_path: Path) -> None:
     assert not (tmp_path / "never made").exists()
 
 
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_memory_stays_at_one_minibatch_and_one_arrow_batch(tmp_path: Path, epochs: int) -> None:
+@pytest.mark.parametrize(
+    ("epochs", "start", "keep_first"), [(1, 0, False), (2, 0, False), (2, 4500, False), (2, 4500, True)]
+)
+def test_memory_stays_at_one_minibatch_and_one_arrow_batch(
+    tmp_path: Path, epochs: int, start: int, keep_first: bool
+) -> None:
     rows, width, count = 1000, 256, 12
     one_batch = rows * width * 4
     layout = Layout(feature_width=width, feature_dtype="float32", feature_name="x")
@@ -207,7 +211,9 @@ def test_memory_stays_at_one_minibatch_and_one_arrow_batch(tmp_path: Path, epoch
             del values
 
     with _data(arriving(), tmp_path, layout=layout, batch_size=300, epochs=epochs) as data:
-        for _ in data.epoch(0):
+        if keep_first:
+            data.keep_all()
+        for _ in data.epoch(0, start):
             assert pa.total_allocated_bytes() - base < 1.5 * one_batch
     assert len(peaks) == count
     assert max(peaks) < 0.5 * one_batch
@@ -226,6 +232,124 @@ def test_batches_are_writable_and_alias_nothing(tmp_path: Path, number: int) -> 
             batch.label.fill_(99)
         assert _ids(data.epoch(2)) == list(range(6))
     assert source[0].column("features").to_pylist()[1] == [1, -1]
+
+
+def _columns(batches: Iterator[Batch]) -> list[tuple[list[int], list[Any], list[Any]]]:
+    """Everything in minibatches, in a form that can be compared."""
+    return [
+        (batch.row_ids.tolist(), batch.features.tolist(), batch.label.tolist())
+        for batch in batches
+        if batch.label is not None
+    ]
+
+
+@given(
+    sizes=sizes_of_batches,
+    batch_size=st.integers(1, 9),
+    bad=st.frozensets(st.integers(0, 40)),
+    number=st.integers(0, 2),
+    keep_first=st.booleans(),
+    shuffle=st.booleans(),
+    data=st.data(),
+)
+@settings(max_examples=150, deadline=None)
+def test_an_epoch_from_a_start_is_the_tail_of_the_whole_epoch(
+    tmp_path_factory: pytest.TempPathFactory,
+    sizes: list[int],
+    batch_size: int,
+    bad: frozenset[int],
+    number: int,
+    keep_first: bool,
+    shuffle: bool,
+    data: st.DataObject,
+) -> None:
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "epochs": 3,
+        "shuffle": shuffle,
+        "on_bad_row": "skip",
+    }
+    folder = tmp_path_factory.getbasetemp()
+    with (
+        _data(_batches(sizes, bad=bad), folder, **options) as whole,
+        _data(_batches(sizes, bad=bad), folder, **options) as rest,
+    ):
+        minibatches = _columns(whole.epoch(number))
+        consumed = data.draw(st.integers(0, len(minibatches)))
+        start = sum(len(row_ids) for row_ids, _, _ in minibatches[:consumed])
+        if keep_first:
+            rest.keep_all()
+        assert _columns(rest.epoch(number, start)) == minibatches[consumed:]
+        assert _columns(rest.epoch(number, start)) == minibatches[consumed:]  # from the spill in any case
+        assert _columns(rest.epoch(number)) == minibatches
+        assert (rest.rows, rest.rows_skipped) == (whole.rows, whole.rows_skipped)
+
+
+@given(sizes=sizes_of_batches, batch_size=st.integers(1, 9), start=st.integers(0, 100))
+@settings(max_examples=60, deadline=None)
+def test_any_start_leaves_out_that_many_rows(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], batch_size: int, start: int
+) -> None:
+    n = sum(sizes)
+    for keep in (False, True):
+        with _data(_batches(sizes), tmp_path_factory.getbasetemp(), batch_size=batch_size, keep=keep) as data:
+            if keep:
+                data.keep_all()
+            if start > n:
+                with pytest.raises(
+                    DataError, match=f"epoch 0: expected at least {start} good rows.*received {n}"
+                ):
+                    _ids(data.epoch(0, start))
+            else:
+                assert _ids(data.epoch(0, start)) == list(range(start, n))
+            assert data.rows == n
+
+
+def test_an_order_of_many_blocks_starts_anywhere(tmp_path: Path) -> None:
+    n = 100_000  # three blocks of the shuffled order
+    features = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(n, dtype=np.float32)), 1)
+    source = pa.RecordBatch.from_arrays([pa.array(np.arange(n)), features], names=["row_id", "features"])
+    layout = Layout(feature_width=1, feature_dtype="float32", feature_name="x")
+    with _data([source], tmp_path, layout=layout, batch_size=1000, first_epoch=1) as data:
+        whole = np.concatenate([batch.row_ids for batch in data.epoch(1)])
+        for start in (1000, 32_000, 33_000, 99_000, n):
+            rest = [batch.row_ids for batch in data.epoch(1, start)]
+            assert np.array_equal(np.concatenate([*rest, whole[:0]]), whole[start:])
+            assert {len(row_ids) for row_ids in rest} <= {1000}
+
+
+def test_keep_all_reads_everything_once_and_at_once(tmp_path: Path) -> None:
+    arrived = []
+
+    def arriving() -> Iterator[pa.RecordBatch]:
+        for batch in _batches([4, 4, 4], bad=frozenset({5})):
+            arrived.append(batch)
+            yield batch
+
+    with _data(arriving(), tmp_path, keep=True, on_bad_row="skip") as data:
+        data.keep_all()
+        assert len(arrived) == 3
+        assert (data.rows, data.rows_skipped) == (11, 1)
+        data.keep_all()
+        for _ in range(2):
+            assert _ids(data.epoch(0)) == [i for i in range(12) if i != 5]
+        assert (data.rows, data.rows_skipped) == (11, 1)
+
+
+def test_keep_all_in_the_middle_of_the_stream_loses_nothing(tmp_path: Path) -> None:
+    with _data(_batches([4, 4, 4]), tmp_path, keep=True) as data:
+        assert next(data.epoch(0)).row_ids.tolist() == [0, 1, 2]
+        data.keep_all()
+        assert _ids(data.epoch(0, 3)) == list(range(3, 12))
+
+
+def test_keep_all_tells_of_every_failure_each_time(tmp_path: Path) -> None:
+    with _data(_batches([5, 5], bad=frozenset({7})), tmp_path, keep=True) as data:
+        for _ in range(2):
+            with pytest.raises(DataError, match="row 7"):
+                data.keep_all()
+        with pytest.raises(DataError, match="row 7"):
+            _ids(data.epoch(0))
 
 
 def test_an_epoch_that_was_broken_off_leaves_the_next_one_whole(tmp_path: Path) -> None:
@@ -269,9 +393,14 @@ def test_reads_that_cannot_work_are_refused(tmp_path: Path) -> None:
         _ids(data.epoch(0))
         with pytest.raises(OptionError, match="read once"):
             data.epoch(0)
+        with pytest.raises(OptionError, match=r"keep_all: .*\nhint: .*keep=True"):
+            data.keep_all()
+        with pytest.raises(OptionError, match="start: expected at least 0, received -1"):
+            data.epoch(0, -1)
     data.close()
-    with pytest.raises(OptionError, match="close"):
-        data.epoch(0)
+    for read in (data.keep_all, lambda: data.epoch(0)):
+        with pytest.raises(OptionError, match="close"):
+            read()
 
 
 @pytest.mark.parametrize(

@@ -15,21 +15,23 @@ import fatwood
 PACKAGE = Path(fatwood.__file__).parent
 FLOORS = {
     "errors": 0,
+    "archive": 1,
     "blueprint": 1,
-    "checkpoint": 1,
     "codec": 1,
     "data": 1,
     "evaluation": 1,
     "exchange": 1,
     "storage": 1,
-    "train": 2,
-    "spark": 3,
-    "model": 4,
-    "demo": 5,
-    "testing": 5,
-    "cli": 6,
-    "__main__": 7,
-    "__init__": 7,
+    "checkpoint": 2,
+    "snapshots": 2,
+    "train": 3,
+    "spark": 4,
+    "model": 5,
+    "demo": 6,
+    "testing": 6,
+    "cli": 7,
+    "__main__": 8,
+    "__init__": 8,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

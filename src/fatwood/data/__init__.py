@@ -11,7 +11,7 @@ Nothing here knows Spark: any iterable of record batches will do.
 
 from __future__ import annotations
 
-from fatwood.data.batch import Batch, Rows
+from fatwood.data.batch import Batch, Lookahead, Rows
 from fatwood.data.layout import SKIP_HINT, Layout, OnBadRow, describe_row, tensors_of
 from fatwood.data.order import Permutation, permutation_key
 from fatwood.data.partition import PartitionData
@@ -21,6 +21,7 @@ __all__ = [
     "SKIP_HINT",
     "Batch",
     "Layout",
+    "Lookahead",
     "OnBadRow",
     "PartitionData",
     "Permutation",

@@ -5,7 +5,7 @@ Shapes: ``n`` or ``B`` rows, ``width`` features per row, ``k`` values per label.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,3 +91,21 @@ class Batch:
             The minibatch.
         """
         return cls(torch.from_numpy(features), None if label is None else torch.from_numpy(label), row_ids)
+
+
+class Lookahead(Iterator[Batch]):
+    """Minibatches, with the next one read ahead, so that a worker can say with a message that it was its last."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self._next: Batch | None = next(batches, None)
+
+    def has_more(self) -> bool:
+        """Whether another minibatch will come."""
+        return self._next is not None
+
+    def __next__(self) -> Batch:
+        if self._next is None:
+            raise StopIteration
+        current, self._next = self._next, next(self._batches, None)
+        return current

@@ -3,8 +3,11 @@ r"""One worker's rows as minibatches, epoch after epoch.
 ::
 
     epoch 0:      Arrow batches --check--> Rows --+--> minibatches, in the order of arrival
-                                                  \--> Spill (only when more epochs follow)
+                                                  \--> Spill (when more epochs follow, or keep=True)
     epoch e >= 1: Spill --Permutation(n, key(seed, rank, e))--> minibatches
+
+A worker that takes up an epoch in the middle names the row position to start at. One that comes late calls `keep_all`
+first: all rows go to the Spill, and epoch 0 is read from there as well.
 
 Memory stays at one minibatch and one Arrow batch, however many rows there are.
 """
@@ -23,8 +26,9 @@ from fatwood.data.batch import Batch, Rows
 from fatwood.data.layout import Layout, OnBadRow
 from fatwood.data.order import Permutation, permutation_key
 from fatwood.data.spill import Spill
-from fatwood.errors import OptionError
+from fatwood.errors import DataError, OptionError
 
+_KEEP_HINT = "announce more epochs, or pass keep=True, so that the rows are kept on disk"
 _ORDER_BLOCK_ROWS = 1 << 15  # positions shuffled at once: NumPy's cost per call vanishes, 256 KiB are held
 
 
@@ -45,7 +49,8 @@ class PartitionData:
         epochs: How many epochs will be read.
         shuffle: False reads every epoch in the order of arrival.
         on_bad_row: ``"error"`` raises DataError at the first bad row; ``"skip"`` leaves bad rows out and counts them.
-        spill_directory: A directory on a local disk; used only when rows are read again.
+        spill_directory: A directory on a local disk; used only when rows are kept.
+        keep: True keeps the rows on disk even when a single epoch 0 is announced, so that it can be read again.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class PartitionData:
         shuffle: bool,
         on_bad_row: OnBadRow,
         spill_directory: Path | str,
+        keep: bool = False,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -80,45 +86,71 @@ class PartitionData:
         self._epochs = range(first_epoch, first_epoch + epochs)
         self._shuffle = shuffle
         self._on_bad_row: OnBadRow = on_bad_row
-        self._spill = None if self._epochs == range(1) else Spill(spill_directory)
+        self._spill = Spill(spill_directory) if keep or self._epochs != range(1) else None
         self._arriving = self._arrivals(batches)
         self._streamed = False
         self._failure: Exception | None = None
         self._closed = False
         self.rows = 0
-        """Good rows that have arrived so far; all of them once the first epoch was read."""
+        """Good rows that have arrived so far; all of them once an epoch was read whole, or after `keep_all`."""
         self.rows_skipped = 0
         """Bad rows left out so far, counted once each."""
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The minibatches of one epoch.
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The minibatches of one epoch, or of the rest of one.
 
         Args:
             number: The epoch, counted from 0 over the model's whole life; one of those announced.
+            start: How many good rows of this epoch's order to leave out at its beginning. When that is a sum of
+                minibatches, what follows are the minibatches that a whole reading gives from there on.
 
         Returns:
-            An iterator of minibatches; none when there are no good rows.
+            An iterator of minibatches; none when no good rows are left.
 
         Raises:
-            OptionError: The epoch was not announced, its rows are gone, or the data is closed.
-            DataError: A row is bad and ``on_bad_row`` is ``"error"`` (while iterating).
+            OptionError: The epoch was not announced, its rows are gone, the start is negative, or the data is closed.
+            DataError: A row is bad and ``on_bad_row`` is ``"error"``, or there are fewer good rows than ``start``
+                (while iterating).
             StorageError: The spill directory is full or cannot be written (while iterating).
         """
-        if self._closed:
-            message = f"epoch {number}: expected open data, received a read after close"
-            raise OptionError(message)
+        self._check_open(f"epoch {number}")
         if number not in self._epochs:
             message = (
                 f"epoch: expected one of {self._epochs.start} to {self._epochs.stop - 1}, received {number}"
             )
             raise OptionError(message)
+        if start < 0:
+            message = f"epoch {number}: start: expected at least 0, received {start}"
+            raise OptionError(message)
         if number == 0 and not self._streamed:
             self._streamed = True
-            return self._from_stream()
+            return self._from_stream(start)
         if self._spill is None:
             message = "epoch 0: expected to be read once, received a second read"
-            raise OptionError(message, hint="announce more epochs, so that the rows are kept on disk")
-        return self._from_spill(self._spill, number)
+            raise OptionError(message, hint=_KEEP_HINT)
+        return self._from_spill(self._spill, number, start)
+
+    def keep_all(self) -> None:
+        """Bring all rows that have not arrived yet to the local disk; afterwards every epoch is read from there.
+
+        A worker that joins late does this before it joins, so that nobody waits for its rows.
+
+        Raises:
+            OptionError: The rows are not kept, or the data is closed.
+            DataError: A row is bad and ``on_bad_row`` is ``"error"``.
+            StorageError: The spill directory is full or cannot be written.
+        """
+        self._check_open("keep_all")
+        if self._spill is None:
+            message = (
+                "keep_all: expected rows that are kept on disk, received one epoch that is only streamed"
+            )
+            raise OptionError(message, hint=_KEEP_HINT)
+        self._streamed = True
+        for rows in self._arriving:
+            del rows
+        if self._failure is not None:
+            raise self._failure
 
     def close(self) -> None:
         """Drop the rows and give their disk space back; later calls change nothing."""
@@ -132,6 +164,11 @@ class PartitionData:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_open(self, where: str) -> None:
+        if self._closed:
+            message = f"{where}: expected open data, received a read after close"
+            raise OptionError(message)
 
     def _arrivals(self, batches: Iterable[pa.RecordBatch]) -> Iterator[Rows]:
         """Check, count and keep rows as they come."""
@@ -150,11 +187,13 @@ class PartitionData:
             self._failure = error
             raise
 
-    def _from_stream(self) -> Iterator[Batch]:
+    def _from_stream(self, skip: int) -> Iterator[Batch]:
         pending: list[Rows] = []
         missing = self._batch_size
+        left_out = 0
         for rows in self._arriving:
-            start = 0
+            start = min(skip - left_out, len(rows))
+            left_out += start
             while len(rows) - start >= missing:
                 yield Batch.joined([*pending, rows.part(start, start + missing)])
                 start += missing
@@ -165,17 +204,16 @@ class PartitionData:
             del rows
         if pending:
             yield Batch.joined(pending)
+        _check_start(0, skip, left_out)
 
-    def _from_spill(self, spill: Spill, number: int) -> Iterator[Batch]:
-        for rows in self._arriving:
-            del rows
-        if self._failure is not None:
-            raise self._failure
+    def _from_spill(self, spill: Spill, number: int, first: int) -> Iterator[Batch]:
+        self.keep_all()
         n, step = spill.rows, self._batch_size
+        _check_start(number, first, n)
         shuffled = self._shuffle and number > 0
         order = Permutation(n, permutation_key(self._seed, self._rank, number)) if shuffled else None
         block = max(1, _ORDER_BLOCK_ROWS // step) * step
-        for begin in range(0, n, block):
+        for begin in range(first, n, block):
             end = min(begin + block, n)
             indices = np.arange(begin, end, dtype=np.int64) if order is None else order[begin:end]
             for start in range(0, len(indices), step):
@@ -183,6 +221,12 @@ class PartitionData:
                 yield Batch.owning(
                     row_ids=columns["row_id"], features=columns["features"], label=columns.get("label")
                 )
+
+
+def _check_start(number: int, start: int, rows: int) -> None:
+    if rows < start:
+        message = f"epoch {number}: expected at least {start} good rows before the start, received {rows}"
+        raise DataError(message, hint="go on with the same rows and options as before")
 
 
 def _to_arrow(rows: Rows) -> pa.RecordBatch:
