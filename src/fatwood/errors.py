@@ -119,7 +119,21 @@ class ExchangeError(WorldError):
 
 
 class PeerLost(ExchangeError):
-    """A peer closed its connection or fell silent; the message names rank, host and port."""
+    """A peer closed its connection or fell silent; the message names rank, host and port.
+
+    Args:
+        message: Which peer, and what was awaited.
+        hint: What the reader can do about it.
+        rank: Of the lost peer, where it is a worker.
+        silent: Whether it fell silent, and its process may still be there.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, rank: int | None = None, silent: bool = False
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.rank = rank
+        self.silent = silent
 
 
 class AuthenticationError(ExchangeError):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 
 from fatwood.errors import AuthenticationError, OptionError, PeerLost, ProtocolError
 from fatwood.exchange import Listener, new_secret
-from fatwood.exchange.auth import CONTROL, MESH, AcceptorHandshake, connector_handshake, dial
+from fatwood.exchange.auth import CONTROL, MESH, OTHER_KIND, AcceptorHandshake, connector_handshake, dial
+from fatwood.exchange.connecting import Patience
 
 SECRET = bytes(range(32))
 OTHER = bytes(32)
@@ -43,9 +45,7 @@ def _handshake(connector_secret, acceptor_secret, connector_purpose=MESH, accept
     thread.start()
     error = None
     try:
-        connector_handshake(
-            ours, connector_secret, connector_purpose, peer="rank 1 at h:1", timeout_seconds=2
-        )
+        connector_handshake(ours, connector_secret, connector_purpose, Patience("rank 1 at h:1", 2))
     except Exception as caught:
         error = caught
     ours.close()
@@ -101,7 +101,7 @@ def test_a_reflected_hello_and_proof_do_not_convince_the_connector():
     thread = threading.Thread(target=reflect)
     thread.start()
     with pytest.raises(AuthenticationError):
-        connector_handshake(ours, SECRET, MESH, peer="mirror", timeout_seconds=2)
+        connector_handshake(ours, SECRET, MESH, Patience("mirror", 2))
     thread.join()
     ours.close()
     theirs.close()
@@ -126,7 +126,7 @@ def test_another_version_is_named_with_our_own():
     ours, theirs = socket.socketpair()
     theirs.sendall(b"FATWOOD\x09" + bytes(64))
     with pytest.raises(ProtocolError, match=r"expected version 1 .* received version 9"):
-        connector_handshake(ours, SECRET, MESH, peer="x", timeout_seconds=2)
+        connector_handshake(ours, SECRET, MESH, Patience("x", 2))
     ours.close()
     theirs.close()
 
@@ -135,7 +135,16 @@ def test_another_program_is_recognised():
     ours, theirs = socket.socketpair()
     theirs.sendall(b"HTTP/1.1 400 Bad Request\r\n")
     with pytest.raises(AuthenticationError, match="HTTP"):
-        connector_handshake(ours, SECRET, MESH, peer="x", timeout_seconds=2)
+        connector_handshake(ours, SECRET, MESH, Patience("x", 2))
+    ours.close()
+    theirs.close()
+
+
+def test_an_acceptor_that_asks_for_encryption_is_recognised():
+    ours, theirs = socket.socketpair()
+    theirs.sendall(OTHER_KIND)
+    with pytest.raises(AuthenticationError, match="x: it asks for encryption"):
+        connector_handshake(ours, SECRET, MESH, Patience("x", 2))
     ours.close()
     theirs.close()
 
@@ -154,7 +163,7 @@ def test_a_mute_or_trickling_acceptor_is_given_up_in_time():
     thread.start()
     begin = time.monotonic()
     with pytest.raises(PeerLost, match="x"):
-        connector_handshake(ours, SECRET, MESH, peer="x", timeout_seconds=0.3)
+        connector_handshake(ours, SECRET, MESH, Patience("x", 0.3))
     assert 0.2 < time.monotonic() - begin < 1.5
     stop.set()
     thread.join()
@@ -192,6 +201,88 @@ def test_a_dropped_connection_is_dialled_again():
         accepted = real.accept(2)
         assert accepted is not None
         accepted[0].close()
+
+
+class _Switch:
+    """Says False, and True from the moment it is turned on."""
+
+    def __init__(self):
+        self.on = False
+        self.asked = 0
+
+    def __call__(self):
+        self.asked += 1
+        return self.on
+
+
+def _seconds_until_superseded(address, cancelled):
+    begin = time.monotonic()
+    with pytest.raises(PeerLost, match=r"rank 4 at .* superseded"):
+        dial(*address, SECRET, MESH, peer="rank 4", timeout_seconds=60, cancelled=cancelled)
+    return time.monotonic() - begin
+
+
+def test_a_dial_that_nobody_wants_is_not_begun():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert _seconds_until_superseded(server.getsockname(), lambda: True) < 1
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()[0].close()
+
+
+def test_a_dial_that_waits_for_an_answer_is_called_off():
+    cancelled = _Switch()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def accept_and_say_nothing():
+            with server.accept()[0] as connection:
+                assert len(connection.recv(40, socket.MSG_WAITALL)) == 40
+                cancelled.on = True
+                assert connection.recv(1) == b""
+
+        thread = threading.Thread(target=accept_and_say_nothing)
+        thread.start()
+        assert _seconds_until_superseded(server.getsockname(), cancelled) < 3
+        thread.join()
+
+
+def test_a_dial_that_waits_for_the_connection_is_called_off():
+    """A full backlog drops what knocks, as a firewall does."""
+    cancelled = _Switch()
+    with socket.socket() as server, ExitStack() as stack:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(server.getsockname())
+        begin = time.monotonic()
+
+        def later():
+            while cancelled.asked < 3:
+                time.sleep(0.01)
+            cancelled.on = True
+
+        thread = threading.Thread(target=later)
+        thread.start()
+        _seconds_until_superseded(server.getsockname(), cancelled)
+        thread.join()
+        assert time.monotonic() - begin < 5
+
+
+def test_a_dial_that_pauses_is_called_off():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+    attempts = []
+
+    def cancelled():
+        attempts.append(time.monotonic())
+        return len(attempts) > 1
+
+    begin = time.monotonic()
+    with pytest.raises(PeerLost, match="rank 4"):  # refused, then not tried again
+        dial(*address, SECRET, MESH, peer="rank 4", timeout_seconds=60, cancelled=cancelled)
+    assert time.monotonic() - begin < 1
 
 
 @pytest.mark.parametrize("secret", [b"short", bytes(33), "x" * 32])

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import pytest
 
 from fatwood.errors import ExchangeError, OptionError
-from fatwood.exchange import Listener, Peer, TcpExchange, View
+from fatwood.exchange import Listener, Lobby, Peer, TcpExchange, View
 from fatwood.exchange import listener as listener_module
 from fatwood.exchange.auth import MESH, dial
 from fatwood.testing.groups import in_threads
@@ -108,12 +108,13 @@ def test_a_wrong_secret_is_refused(listener):
 
 def test_training_goes_on_while_strangers_knock():
     listeners = [Listener(host="127.0.0.1", secret=SECRET, purpose=MESH) for _ in range(2)]
+    lobbies = [Lobby(made) for made in listeners]
     peers = tuple(Peer(rank, *made.address) for rank, made in enumerate(listeners))
     stop = threading.Event()
 
     def train(rank):
         with TcpExchange.connect(
-            View(rank, peers), listeners[rank], SECRET, timeout_seconds=10, max_message_bytes=1 << 20
+            View(1, rank, peers), lobbies[rank], SECRET, timeout_seconds=10, max_message_bytes=1 << 20
         ) as exchange:
             slowest = 0.0
             for step in range(300):
@@ -140,8 +141,8 @@ def test_training_goes_on_while_strangers_knock():
     finally:
         stop.set()
         knocking.join()
-        for made in listeners:
-            made.close()
+        for lobby in lobbies:
+            lobby.close()
 
 
 def test_close_wakes_accept_and_drops_what_nobody_claimed():
@@ -169,6 +170,36 @@ def test_a_blocked_accept_is_woken_by_close():
         listener.accept(30)
     assert time.monotonic() - begin < 5
     timer.join()
+
+
+def test_a_blocked_accept_is_interrupted(listener):
+    begin = time.monotonic()
+    timer = threading.Timer(0.1, listener.interrupt)
+    timer.start()
+    assert listener.accept(30) is None
+    assert time.monotonic() - begin < 5
+    timer.join()
+    assert _honest(listener) < 1.5  # and it listens on
+
+
+def test_an_interrupt_is_kept_for_the_next_accept_only(listener):
+    listener.interrupt()
+    listener.interrupt()
+    begin = time.monotonic()
+    assert listener.accept(30) is None
+    assert time.monotonic() - begin < 1
+    assert listener.accept(0.2) is None
+    assert time.monotonic() - begin >= 0.2
+
+
+def test_an_interrupt_loses_no_connection(listener):
+    connection = dial(*listener.address, SECRET, MESH, peer="honest", timeout_seconds=5)
+    listener.interrupt()
+    assert listener.accept(5) is None
+    accepted = listener.accept(5)
+    assert accepted is not None
+    accepted[0].close()
+    connection.close()
 
 
 def test_an_address_that_cannot_be_bound_is_named(listener):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import struct
@@ -12,28 +11,32 @@ import time
 import pytest
 
 from fatwood.errors import AuthenticationError, ExchangeError, OptionError, PeerLost, ProtocolError
-from fatwood.exchange import Listener, Peer, TcpExchange, View, in_process_group
+from fatwood.exchange import Listener, Lobby, Peer, TcpExchange, View, in_process_group
 from fatwood.exchange.auth import MESH, dial
-from fatwood.testing.groups import in_threads, local_tcp_group
+from fatwood.exchange.lobby import hello
+from fatwood.testing.groups import Raised, in_threads, local_tcp_group, outcomes
 
 SECRET = os.urandom(32)
 
 
-def _connect(view, listener, secret=SECRET, timeout_seconds=5.0, max_message_bytes=1 << 20):
+def _lobby(secret=SECRET):
+    return Lobby(Listener(host="127.0.0.1", secret=secret, purpose=MESH))
+
+
+def _connect(view, lobby, secret=SECRET, timeout_seconds=5.0, max_message_bytes=1 << 20):
     return TcpExchange.connect(
-        view, listener, secret, timeout_seconds=timeout_seconds, max_message_bytes=max_message_bytes
+        view, lobby, secret, timeout_seconds=timeout_seconds, max_message_bytes=max_message_bytes
     )
 
 
 @pytest.fixture
 def puppet():
     """Rank 0 as an exchange, rank 1 as a bare socket that knows the secret."""
-    listener = Listener(host="127.0.0.1", secret=SECRET, purpose=MESH)
-    peers = (Peer(0, *listener.address), Peer(1, "127.0.0.1", 9))
-    connection = dial(*listener.address, SECRET, MESH, peer="x", timeout_seconds=5)
-    connection.sendall(struct.pack(">4sII8s", b"FWm1", 1, 0, View(1, peers).digest()))
-    exchange = _connect(View(0, peers), listener, timeout_seconds=0.4)
-    listener.close()
+    with _lobby() as lobby:
+        peers = (Peer(0, *lobby.listener.address), Peer(1, "127.0.0.1", 9))
+        connection = dial(*lobby.listener.address, SECRET, MESH, peer="x", timeout_seconds=5)
+        connection.sendall(hello(View(1, 1, peers), 0))
+        exchange = _connect(View(1, 0, peers), lobby, timeout_seconds=0.4)
     yield exchange, connection
     exchange.close()
     connection.close()
@@ -89,8 +92,9 @@ def test_half_a_message_and_then_the_end(puppet):
     exchange, connection = puppet
     connection.sendall(struct.pack(">4sQQ", b"FWx1", 1 << 56 | 5, 10) + b"1234")
     connection.close()
-    with pytest.raises(PeerLost, match=r"rank 1 at 127\.0\.0\.1:9: it closed the connection"):
+    with pytest.raises(PeerLost, match=r"rank 1 at 127\.0\.0\.1:9: it closed the connection") as caught:
         exchange.gather(5, b"x")
+    assert caught.value.rank == 1
     with pytest.raises(ExchangeError, match="has failed before"):
         exchange.gather(6, b"x")
 
@@ -127,66 +131,93 @@ def test_a_mute_thread_is_lost_after_the_timeout():
         first.barrier()
 
 
-@pytest.mark.parametrize(("size", "timeout"), [(0, 1.0), (1, 0.0)])
-def test_in_process_group_checks_its_arguments(size, timeout):
+@pytest.mark.parametrize(
+    ("size", "timeout", "ranks"),
+    [(0, 1.0, None), (1, 0.0, None), (2, 1.0, (0,)), (2, 1.0, (1, 1)), (2, 1.0, (3, 1)), (1, 1.0, (-1,))],
+)
+def test_in_process_group_checks_its_arguments(size, timeout, ranks):
     with pytest.raises(OptionError):
-        in_process_group(size, timeout_seconds=timeout)
+        in_process_group(size, ranks=ranks, timeout_seconds=timeout)
 
 
 def test_a_peer_that_does_not_come_is_named():
-    listener = Listener(host="127.0.0.1", secret=SECRET, purpose=MESH)
-    peers = (Peer(0, *listener.address), Peer(1, "10.9.8.7", 4321))
-    with listener, pytest.raises(PeerLost, match=r"rank 1 at 10\.9\.8\.7:4321"):
-        _connect(View(0, peers), listener, timeout_seconds=0.2)
+    with _lobby() as lobby:
+        peers = (Peer(0, *lobby.listener.address), Peer(3, "10.9.8.7", 4321))
+        with pytest.raises(PeerLost, match=r"rank 3 at 10\.9\.8\.7:4321") as caught:
+            _connect(View(1, 0, peers), lobby, timeout_seconds=0.2)
+        assert caught.value.rank == 3
 
 
-def test_closing_the_listener_ends_a_connect_that_waits():
-    listener = Listener(host="127.0.0.1", secret=SECRET, purpose=MESH)
-    peers = (Peer(0, *listener.address), Peer(1, "127.0.0.1", 4321))
-    timer = threading.Timer(0.1, listener.close)
-    timer.start()
-    with pytest.raises(ExchangeError, match="closed"):
-        _connect(View(0, peers), listener, timeout_seconds=30)
-    timer.join()
+def test_a_peer_that_is_not_there_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with _lobby() as lobby:
+        peers = (Peer(2, "127.0.0.1", port), Peer(4, *lobby.listener.address))
+        with pytest.raises(
+            PeerLost, match=rf"rank 4: rank 2 at 127\.0\.0\.1:{port}: cannot connect"
+        ) as caught:
+            _connect(View(1, 4, peers), lobby, timeout_seconds=0.3)
+        assert caught.value.rank == 2
+
+
+def test_closing_the_lobby_ends_a_connect_that_waits():
+    with _lobby() as lobby:
+        peers = (Peer(0, *lobby.listener.address), Peer(1, "127.0.0.1", 4321))
+        timer = threading.Timer(0.1, lobby.close)
+        timer.start()
+        with pytest.raises(ExchangeError, match="closed"):
+            _connect(View(1, 0, peers), lobby, timeout_seconds=30)
+        timer.join()
+        with pytest.raises(ExchangeError, match="closed"):
+            _connect(View(1, 0, peers), lobby, timeout_seconds=30)
 
 
 def test_a_peer_with_another_secret_is_refused_by_the_one_who_connects():
-    with (
-        Listener(host="127.0.0.1", secret=bytes(32), purpose=MESH) as theirs,
-        Listener(host="127.0.0.1", secret=SECRET, purpose=MESH) as ours,
-    ):
-        peers = (Peer(0, *theirs.address), Peer(1, *ours.address))
-        with pytest.raises(AuthenticationError, match=rf"rank 0 at 127\.0\.0\.1:{theirs.address[1]}"):
-            _connect(View(1, peers), ours)
-
-
-def test_connections_of_another_group_are_dropped_and_the_mesh_is_built():
-    with (
-        Listener(host="127.0.0.1", secret=SECRET, purpose=MESH) as zero,
-        Listener(host="127.0.0.1", secret=SECRET, purpose=MESH) as one,
-    ):
-        peers = (Peer(0, *zero.address), Peer(1, *one.address))
-        old = (Peer(0, *zero.address), Peer(1, "127.0.0.1", 1))
-        strays = []
-        for hello in (
-            struct.pack(">4sII8s", b"FWm1", 1, 0, View(1, old).digest()),  # an earlier view
-            struct.pack(">4sII8s", b"FWm1", 0, 0, View(1, peers).digest()),  # a rank that must not call
-            bytes(20),
+    with _lobby(bytes(32)) as theirs, _lobby() as ours:
+        peers = (Peer(0, *theirs.listener.address), Peer(1, *ours.listener.address))
+        with pytest.raises(
+            AuthenticationError, match=rf"rank 0 at 127\.0\.0\.1:{theirs.listener.address[1]}"
         ):
-            strays.append(dial(*zero.address, SECRET, MESH, peer="x", timeout_seconds=5))
-            strays[-1].sendall(hello)
-        group = in_threads([lambda: _connect(View(0, peers), zero), lambda: _connect(View(1, peers), one)])
-        assert (
-            in_threads([lambda: group[0].gather(0, b"a"), lambda: group[1].gather(0, b"b")])
-            == [[b"a", b"b"]] * 2
-        )
-        for stray in strays:
-            stray.settimeout(2)
-            with contextlib.suppress(ConnectionResetError):
-                assert stray.recv(1) == b""
-            stray.close()
-        for exchange in group:
-            exchange.close()
+            _connect(View(1, 1, peers), ours)
+
+
+def test_a_peer_that_hangs_up_in_the_middle_of_a_swap_is_lost_at_once():
+    """Two wait for the third, which has sent half of its message."""
+    lobbies = [_lobby() for _ in range(3)]
+    addresses = [lobby.listener.address for lobby in lobbies]
+    peers = tuple(Peer(rank, *address) for rank, address in zip((0, 2, 5), addresses, strict=True))
+    dialled = []
+    for position in (0, 1):  # a puppet as rank 5
+        dialled.append(dial(*addresses[position], SECRET, MESH, peer="x", timeout_seconds=5))
+        dialled[-1].sendall(hello(View(7, 5, peers), peers[position].rank))
+    group = in_threads(
+        [
+            lambda: _connect(View(7, 0, peers), lobbies[0], timeout_seconds=30),
+            lambda: _connect(View(7, 2, peers), lobbies[1], timeout_seconds=30),
+        ]
+    )
+    for lobby in lobbies:
+        lobby.close()
+
+    def hang_up():
+        for connection in dialled:
+            connection.sendall(struct.pack(">4sQQ", b"FWx1", 5 << 56 | 3, 100) + bytes(50))
+        for connection in dialled:
+            connection.recv(1)  # the others are in their swap
+        for connection in dialled:
+            connection.close()
+
+    begin = time.monotonic()
+    results = outcomes([*(lambda e=e: e.swap(3, [b"x"] * 3) for e in group), hang_up])
+    assert time.monotonic() - begin < 1.5
+    for exchange, result in zip(group, results, strict=False):
+        exchange.close()
+        assert isinstance(result, Raised)
+        assert isinstance(result.error, PeerLost)
+        assert result.error.rank == 5
+        host, port = addresses[2]
+        assert f"rank {exchange.rank} lost rank 5 at {host}:{port}" in str(result.error)
+        assert "swap step 3" in str(result.error)
 
 
 @pytest.mark.parametrize(
@@ -195,15 +226,39 @@ def test_connections_of_another_group_are_dropped_and_the_mesh_is_built():
     ids=["timeout", "limit", "secret"],
 )
 def test_connect_checks_its_arguments(timeout, limit, secret):
-    with Listener(host="127.0.0.1", secret=SECRET, purpose=MESH) as listener, pytest.raises(OptionError):
-        _connect(View(0, (Peer(0, *listener.address),)), listener, secret, timeout, limit)
+    with _lobby() as lobby, pytest.raises(OptionError):
+        _connect(View(1, 0, (Peer(0, *lobby.listener.address),)), lobby, secret, timeout, limit)
 
 
-def test_a_view_counts_its_ranks_from_zero():
-    with pytest.raises(OptionError, match=r"\[1\]"):
-        View(0, (Peer(1, "h", 1),))
-    with pytest.raises(OptionError, match="received 1"):
-        View(1, (Peer(0, "h", 1),))
+def test_a_view_has_increasing_ranks_and_holds_the_own_one():
+    two, five = Peer(2, "h", 1), Peer(5, "h", 2)
+    view = View(3, 5, (two, five), abandoned=(0, 1))
+    assert (view.size, view.ranks, view.position) == (2, (2, 5), 1)
+    for peers in ((five, two), (two, two), (Peer(-1, "h", 1), two), ()):
+        with pytest.raises(OptionError, match="peers"):
+            View(1, 2, peers)
+    with pytest.raises(OptionError, match=r"\[2, 5\], received 3"):
+        View(1, 3, (two, five))
+    with pytest.raises(OptionError, match="abandoned"):
+        View(1, 2, (two, five), abandoned=(1, 0))
+    for number in (-1, 1 << 64):
+        with pytest.raises(OptionError, match="number"):
+            View(number, 2, (two, five))
+
+
+def test_the_digest_of_a_view_covers_its_number_and_peers_and_not_the_holder():
+    peers = (Peer(2, "h", 1), Peer(5, "h", 2))
+    digest = View(3, 5, peers).digest()
+    assert len(digest) == 8
+    assert digest == View(3, 2, peers, abandoned=(0,)).digest()
+    others = [
+        View(4, 5, peers),
+        View(3, 5, peers[1:]),
+        View(3, 5, (Peer(2, "h", 3), peers[1])),
+        View(3, 5, (Peer(2, "i", 1), peers[1])),
+        View(3, 5, (Peer(1, "h", 1), peers[1])),
+    ]
+    assert len({digest, *(view.digest() for view in others)}) == 6
 
 
 def test_the_wire_is_without_delay():

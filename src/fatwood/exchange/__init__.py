@@ -9,23 +9,40 @@ connection begins with a mutual proof of the job's secret (`auth`).
 from __future__ import annotations
 
 from fatwood.exchange.auth import new_secret
-from fatwood.exchange.contract import Exchange
-from fatwood.exchange.coordinator import Coordinator, Event
+from fatwood.exchange.contract import Buffer, Exchange
+from fatwood.exchange.coordinator import Coordinator
+from fatwood.exchange.elastic import ElasticTeam
+from fatwood.exchange.events import Event
 from fatwood.exchange.inprocess import in_process_group
 from fatwood.exchange.listener import Listener
+from fatwood.exchange.lobby import Lobby
 from fatwood.exchange.member import Member
 from fatwood.exchange.mesh import TcpExchange
+from fatwood.exchange.outcome import Outcome
+from fatwood.exchange.roster import Roster
+from fatwood.exchange.team import FixedTeam, Team, Trainee
+from fatwood.exchange.tls import Identity, new_identity
 from fatwood.exchange.view import Peer, View
 
 __all__ = [
+    "Buffer",
     "Coordinator",
+    "ElasticTeam",
     "Event",
     "Exchange",
+    "FixedTeam",
+    "Identity",
     "Listener",
+    "Lobby",
     "Member",
+    "Outcome",
     "Peer",
+    "Roster",
     "TcpExchange",
+    "Team",
+    "Trainee",
     "View",
     "in_process_group",
+    "new_identity",
     "new_secret",
 ]

@@ -11,8 +11,11 @@ Mutual challenge and response with HMAC-SHA256 over fresh nonces. All messages h
 
 The connector checks the acceptor's proof before it sends its own, and before it sends anything about the job.
 The roles in the proofs make a reflected message worthless, both nonces make a recorded one worthless, and the
-purpose keeps a proof for a worker's listener from being used at the coordinator's. What follows the handshake is
-neither encrypted nor signed: the secret keeps strangers out of a network whose wires are trusted.
+purpose keeps a proof for a worker's listener from being used at the coordinator's. In a job that asks for encryption
+all this and what follows it is said inside TLS (`tls`). In others what follows the handshake is neither encrypted nor
+signed: the secret keeps strangers out of a network whose wires are trusted.
+
+An acceptor that encrypts answers a newcomer that does not with 8 bytes, the name and version 0, and the other way round.
 """
 
 from __future__ import annotations
@@ -20,15 +23,21 @@ from __future__ import annotations
 import hmac
 import secrets
 import socket
+import ssl
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, final
 
 from fatwood.errors import AuthenticationError, OptionError, PeerLost, ProtocolError
+from fatwood.exchange.connecting import Patience, connect, never
+from fatwood.exchange.tls import Identity, TlsSide
 
 __all__ = [
     "CONTROL",
     "HANDSHAKE_SECONDS",
     "MESH",
+    "OTHER_KIND",
     "AcceptorHandshake",
     "checked_secret",
     "connector_handshake",
@@ -52,7 +61,12 @@ _NONCE_BYTES: Final = 32
 _PROOF_BYTES: Final = 32
 _SECRET_BYTES: Final = 32
 _WELCOME: Final = b"+"
-_RETRY_PAUSES_SECONDS: Final = (0.1, 0.3, 0.9)
+_RETRY_PAUSES_SECONDS: Final = (0.1, 0.3, 0.5, 0.5)
+
+OTHER_KIND: Final = _NAME + b"\0"
+"""What an acceptor answers a newcomer that encrypts when it does not itself, or the other way round."""
+
+_KIND_HINT: Final = "all members of a job encrypt or none does; it may belong to another job"
 
 
 def new_secret() -> bytes:
@@ -77,6 +91,9 @@ def _proof(
 
 
 def _check_magic(magic: bytes, peer: str) -> None:
+    if magic == OTHER_KIND:
+        message = f"{peer}: it asks for encryption, and this side does not encrypt"
+        raise AuthenticationError(message, hint=_KIND_HINT)
     if magic[: len(_NAME)] != _NAME:
         message = f"{peer}: expected a handshake that begins with {_NAME!r}, received {bytes(magic)!r}"
         raise AuthenticationError(message, hint="another program uses this address")
@@ -132,47 +149,49 @@ class AcceptorHandshake:
         return _WELCOME
 
 
-def connector_handshake(
-    connection: socket.socket,
-    secret: bytes,
-    purpose: bytes,
-    *,
-    peer: str,
-    timeout_seconds: float = HANDSHAKE_SECONDS,
-) -> None:
-    """Verify the acceptor, then prove the secret to it; blocking.
+def connector_handshake(connection: socket.socket, secret: bytes, purpose: bytes, patience: Patience) -> None:
+    """Verify the acceptor, then prove the secret to it.
 
     Args:
-        connection: A connected socket on which nothing has been said.
+        connection: A connected socket on which nothing has been said; its timeout is changed.
         secret: The job's secret.
         purpose: What the connection is for; both sides must name the same.
-        peer: The acceptor in words with host and port, for messages.
-        timeout_seconds: How long the whole handshake may take.
+        patience: How long the whole handshake may take, and who the acceptor is.
 
     Raises:
         AuthenticationError: The acceptor speaks another language or does not know the secret.
         ProtocolError: The acceptor speaks another version.
         PeerLost: The acceptor closed the connection or was silent.
     """
-    deadline = time.monotonic() + timeout_seconds
+    peer = patience.peer
     nonce = secrets.token_bytes(_NONCE_BYTES)
-    _send(connection, _MAGIC + nonce, deadline, peer)
-    _check_magic(_receive(connection, len(_MAGIC), deadline, peer), peer)
-    answer = _receive(connection, _NONCE_BYTES + _PROOF_BYTES, deadline, peer)
-    nonces = nonce, answer[:_NONCE_BYTES]
-    if not hmac.compare_digest(answer[_NONCE_BYTES:], _proof(secret, b"acceptor", purpose, *nonces)):
-        message = f"{peer}: the program at this address does not know this job's secret"
-        raise AuthenticationError(
-            message, hint="it may belong to another job, or to an earlier run of this one"
-        )
-    _send(connection, _proof(secret, b"connector", purpose, *nonces), deadline, peer)
-    if _receive(connection, len(_WELCOME), deadline, peer) != _WELCOME:
+    with _explained(peer):
+        _send(connection, _MAGIC + nonce, patience)
+        _check_magic(_receive(connection, len(_MAGIC), patience), peer)
+        answer = _receive(connection, _NONCE_BYTES + _PROOF_BYTES, patience)
+        nonces = nonce, answer[:_NONCE_BYTES]
+        if not hmac.compare_digest(answer[_NONCE_BYTES:], _proof(secret, b"acceptor", purpose, *nonces)):
+            message = f"{peer}: the program at this address does not know this job's secret"
+            raise AuthenticationError(
+                message, hint="it may belong to another job, or to an earlier run of this one"
+            )
+        _send(connection, _proof(secret, b"connector", purpose, *nonces), patience)
+        welcome = _receive(connection, len(_WELCOME), patience)
+    if welcome != _WELCOME:
         message = f"{peer}: expected the end of the handshake, received other bytes"
         raise ProtocolError(message)
 
 
 def dial(
-    host: str, port: int, secret: bytes, purpose: bytes, *, peer: str, timeout_seconds: float
+    host: str,
+    port: int,
+    secret: bytes,
+    purpose: bytes,
+    *,
+    peer: str,
+    timeout_seconds: float,
+    cancelled: Callable[[], bool] = never,
+    tls: Identity | None = None,
 ) -> socket.socket:
     """Connect and authenticate; a refused or dropped connection is tried again a few times.
 
@@ -183,40 +202,42 @@ def dial(
         purpose: What the connection is for; both sides must name the same.
         peer: Who is expected there, for messages; host and port are added.
         timeout_seconds: How long all attempts together may take.
+        cancelled: Says whether the connection is no longer wanted; asked twice a second or more often.
+        tls: The job's identity if its connections are encrypted.
 
     Returns:
-        A connected socket with TCP_NODELAY, in blocking mode without a timeout.
+        A connected socket with TCP_NODELAY, in blocking mode without a timeout; with `tls` an `ssl.SSLSocket`.
 
     Raises:
-        AuthenticationError: Somebody else listens there.
+        AuthenticationError: Somebody else listens there, or only one side encrypts.
         ProtocolError: Another version of fatwood listens there.
-        PeerLost: Nobody listens there, or it closed the connection or was silent.
+        PeerLost: Nobody listens there, or it closed the connection or was silent, or `cancelled` said True.
+        OptionError: The identity is not one.
     """
-    deadline = time.monotonic() + timeout_seconds
+    side = None if tls is None else TlsSide.connecting(tls)
+    patience = Patience(f"{peer} at {host}:{port}", timeout_seconds, cancelled)
     pauses = iter(_RETRY_PAUSES_SECONDS)
     while True:
         try:
-            return _dial_once(host, port, secret, purpose, peer=f"{peer} at {host}:{port}", deadline=deadline)
+            return _dial_once(host, port, secret, purpose, side, patience)
         except PeerLost:
             pause = next(pauses, None)
-            if pause is None or time.monotonic() + pause >= deadline:
+            if pause is None or patience.ends_within(pause):
                 raise
             time.sleep(pause)
 
 
 def _dial_once(
-    host: str, port: int, secret: bytes, purpose: bytes, *, peer: str, deadline: float
+    host: str, port: int, secret: bytes, purpose: bytes, side: TlsSide | None, patience: Patience
 ) -> socket.socket:
-    remaining = max(0.01, deadline - time.monotonic())
+    connection = connect(host, port, patience)
+    patience = patience.part(HANDSHAKE_SECONDS)
     try:
-        connection = socket.create_connection((host, port), timeout=remaining)
-    except OSError as error:
-        message = f"{peer}: cannot connect: {error}"
-        raise PeerLost(message, hint="is it alive, and does a firewall let this port through?") from error
-    try:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        seconds = min(HANDSHAKE_SECONDS, max(0.01, deadline - time.monotonic()))
-        connector_handshake(connection, secret, purpose, peer=peer, timeout_seconds=seconds)
+        if side is not None:
+            with _explained(patience.peer):
+                connection = side.wrap(connection)
+                _shake_hands(connection, side, patience)
+        connector_handshake(connection, secret, purpose, patience)
         connection.settimeout(None)
     except BaseException:
         connection.close()
@@ -224,28 +245,49 @@ def _dial_once(
     return connection
 
 
-def _send(connection: socket.socket, data: bytes, deadline: float, peer: str) -> None:
-    try:
-        connection.settimeout(max(0.001, deadline - time.monotonic()))
-        connection.sendall(data)
-    except OSError as error:
-        raise _lost(peer, error) from error
+def _shake_hands(connection: ssl.SSLSocket, side: TlsSide, patience: Patience) -> None:
+    while True:
+        connection.settimeout(patience.next_wait())
+        try:
+            connection.do_handshake()
+        except TimeoutError:
+            continue
+        side.check(connection, patience.peer)
+        return
 
 
-def _receive(connection: socket.socket, count: int, deadline: float, peer: str) -> bytes:
-    """Read exactly `count` bytes before the deadline."""
+def _send(connection: socket.socket, data: bytes, patience: Patience) -> None:
+    """Send a few bytes, for which a fresh connection always has room."""
+    connection.settimeout(patience.next_wait())
+    connection.sendall(data)
+
+
+def _receive(connection: socket.socket, count: int, patience: Patience) -> bytes:
+    """Read exactly `count` bytes."""
     data = b""
     while len(data) < count:
+        connection.settimeout(patience.next_wait())
         try:
-            connection.settimeout(max(0.001, deadline - time.monotonic()))
             piece = connection.recv(count - len(data))
-        except OSError as error:
-            raise _lost(peer, error) from error
+        except TimeoutError:
+            continue
         if not piece:
-            raise _lost(peer, "it closed the connection")
+            message = "it closed the connection"
+            raise ConnectionResetError(message)
         data += piece
     return data
 
 
-def _lost(peer: str, why: object) -> PeerLost:
-    return PeerLost(f"{peer}: the handshake was not finished: {why}")
+@contextmanager
+def _explained(peer: str) -> Iterator[None]:
+    """Tell an acceptor that cannot be a member of this job from one that went away."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, ssl.SSLError) and not isinstance(
+            error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+        ):
+            message = f"{peer}: it does not encrypt as the members of this job do: {error}"
+            raise AuthenticationError(message, hint=_KIND_HINT) from error
+        message = f"{peer}: the handshake was not finished: {error}"
+        raise PeerLost(message) from error

@@ -1,10 +1,13 @@
-"""What every exchange among workers can do: gather bytes, average vectors, meet at a barrier.
+"""What every exchange among workers can do: gather and swap bytes, average vectors, meet at a barrier.
 
 An exchange belongs to one worker. All workers of a group call the same methods in the same order; each call is
 one or two all-to-all rounds of an implementation's single primitive, `_swap`. The methods are final: an
 implementation moves bytes and nothing else, so every implementation gives bitwise the same results.
 
-Letters: W workers, n elements of a vector, rank r in 0 .. W-1.
+A worker's rank is its number in the job; ranks may have gaps. Its position is its place among the group's
+increasing ranks. Lists with one entry for each worker are in order of position; texts name ranks.
+
+Letters: W workers, n elements of a vector, position i in 0 .. W-1.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fatwood.errors import ExchangeError, OptionError, ProtocolError
+from fatwood.exchange.view import are_ranks
 
 __all__ = ["Buffer", "Exchange", "describe_tag"]
 
@@ -41,6 +45,7 @@ class _Operation(IntEnum):
     MEAN_SCATTER = 2
     MEAN_COLLECT = 3
     BARRIER = 4
+    SWAP = 5
 
 
 _NAMES: Final = {
@@ -48,32 +53,45 @@ _NAMES: Final = {
     _Operation.MEAN_SCATTER: "first round of mean",
     _Operation.MEAN_COLLECT: "second round of mean",
     _Operation.BARRIER: "barrier",
+    _Operation.SWAP: "swap step",
 }
 
 
 class Exchange(ABC):
-    """One worker's end of the exchange among `size` workers.
+    """One worker's end of the exchange among a group of workers.
 
     Used by one thread at a time; only `close` may be called from another thread at any moment. After an error
     the group's streams are no longer in step, so every further call raises `ExchangeError` until `close`.
 
     Args:
-        rank: This worker's number, 0 <= rank < size.
-        size: How many workers exchange, W.
+        rank: This worker's number in the job.
+        ranks: The numbers of all workers of the group, increasing, the own one included.
 
     Attributes:
+        rank: As above.
+        ranks: As above.
+        size: How many workers exchange, W.
+        position: The own place among `ranks`.
         bytes_sent: Bytes this worker has put on the wire, framing included.
         bytes_received: Bytes this worker has taken from the wire, framing included.
+        waited_seconds: How long this worker has waited in exchanges, by the rank of the peer whose message came
+            last: the time from the start of a round to the end of its last message. An entry for each peer.
     """
 
-    def __init__(self, rank: int, size: int) -> None:
-        if not 0 <= rank < size:
-            message = f"Exchange: expected 0 <= rank < size, received rank={rank}, size={size}"
-            raise OptionError(message, hint="ranks count from 0; size is the number of workers")
+    def __init__(self, rank: int, ranks: Sequence[int]) -> None:
+        if not are_ranks(ranks) or rank not in ranks:
+            message = (
+                f"Exchange: expected increasing ranks that include the own one, received rank={rank}, "
+                f"ranks={list(ranks)}"
+            )
+            raise OptionError(message, hint="a rank is a worker's number in the job; ranks may have gaps")
         self.rank: Final = rank
-        self.size: Final = size
+        self.ranks: Final = tuple(ranks)
+        self.size: Final = len(self.ranks)
+        self.position: Final = self.ranks.index(rank)
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.waited_seconds = {peer: 0.0 for peer in self.ranks if peer != rank}
         self._swapping = threading.Lock()  # held during _swap; _close may take it after waking the swap
         self._closing = threading.Lock()
         self._closed = False
@@ -83,18 +101,19 @@ class Exchange(ABC):
 
     @abstractmethod
     def _swap(self, tag: int, outgoing: Sequence[Buffer]) -> list[Buffer]:
-        """Give outgoing[r] to every worker r and return what each worker r gave to this one.
+        """Give outgoing[i] to the worker at position i and return what each of them gave to this one.
 
         Called with `_swapping` held. The entry of this worker itself is returned as it is. A message is complete
         or absent; a message whose tag differs is answered with `_mismatch`. Must return or raise within
-        the implementation's timeout, and at once when `_close` is called or a needed peer is gone.
+        the implementation's timeout, and at once when `_close` is called or a needed peer is gone. Tells
+        `_waited_for` who came last, when there are peers.
 
         Args:
             tag: 64-bit number that must be the same on all workers; `describe_tag` says it in words.
-            outgoing: One message for each rank, own included (W of them).
+            outgoing: One message for each position, own included (W of them).
 
         Returns:
-            One message from each rank, own included (W of them).
+            One message from each position, own included (W of them).
 
         Raises:
             PeerLost: A peer closed its end or was silent for too long.
@@ -114,31 +133,53 @@ class Exchange(ABC):
             payload: This worker's bytes; lengths may differ between workers.
 
         Returns:
-            The bytes of every worker by rank, own included.
+            The bytes of every worker by position, own included.
 
         Raises:
             ProtocolError: A peer is at another step; the message names its rank and both steps.
             PeerLost: A peer closed its connection or was silent for too long.
             ExchangeError: This exchange is closed or has failed before.
         """
-        if not 0 <= step < 1 << _NUMBER_BITS:
-            message = f"Exchange.gather: expected 0 <= step < 2**{_NUMBER_BITS}, received {step}"
-            raise OptionError(message)
+        _check_step("Exchange.gather", step)
         received = self._run(_Operation.GATHER, step, [bytes(payload)] * self.size)
+        return [bytes(body) for body in received]
+
+    @final
+    def swap(self, step: int, outgoing: Sequence[Buffer]) -> list[bytes]:
+        """Give each worker bytes of its own and return what each gave to this one, in one round trip.
+
+        Args:
+            step: The step these bytes belong to; must be the same on all workers, 0 <= step < 2**56.
+            outgoing: The bytes for each worker by position, own included (W of them); b"" where there are none.
+
+        Returns:
+            The bytes from each worker by position; the own entry comes back.
+
+        Raises:
+            OptionError: The number of messages is not W, or the step is out of range.
+            ProtocolError: A peer is at another step or call; the message names its rank and both steps.
+            PeerLost: A peer closed its connection or was silent for too long.
+            ExchangeError: This exchange is closed or has failed before.
+        """
+        _check_step("Exchange.swap", step)
+        if len(outgoing) != self.size:
+            message = f"Exchange.swap: expected {self.size} messages, one for each of the ranks {list(self.ranks)}, received {len(outgoing)}"
+            raise OptionError(message)
+        received = self._run(_Operation.SWAP, step, [bytes(body) for body in outgoing])
         return [bytes(body) for body in received]
 
     @final
     def mean(self, vector: NDArray[np.float32], weight: float) -> NDArray[np.float32]:
         """Return the weighted mean of all workers' vectors, bitwise the same on every worker.
 
-        The mean is sum_r(w_r v_r) / sum_r(w_r): products and sums in float64 in rank order, rounded once to
-        float32. A worker of weight 0 contributes nothing, not even its NaNs. Worker r averages the r-th of W
-        segments (reduce-scatter) and gives it to all (all-gather), so each worker sends
+        The mean is sum_i(w_i v_i) / sum_i(w_i): products and sums in float64 in order of rank, rounded once to
+        float32. A worker of weight 0 contributes nothing, not even its NaNs. The worker at position i averages
+        the i-th of W segments (reduce-scatter) and gives it to all (all-gather), so each worker sends
         2 n (W-1)/W x 4 bytes and 16 bytes to each peer besides.
 
         Args:
-            vector: float32 of shape (n,), v_r; n may be 0 and must be the same on all workers.
-            weight: w_r, finite and not negative, for instance the number of rows behind `vector`.
+            vector: float32 of shape (n,), v_i; n may be 0 and must be the same on all workers.
+            weight: w_i, finite and not negative, for instance the number of rows behind `vector`.
 
         Returns:
             float32 of shape (n,), a new array; all zero when the weights sum to 0.
@@ -150,22 +191,25 @@ class Exchange(ABC):
         """
         vector, weight = _checked_vector(vector), _checked_weight(weight)
         self._means += 1
-        bounds = [vector.size * r // self.size for r in range(self.size + 1)]
+        bounds = [vector.size * i // self.size for i in range(self.size + 1)]
         slices = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
         prefix = _MEAN_PREFIX.pack(vector.size, weight)
         little = vector.astype("<f4", copy=False)
         outgoing: list[Buffer] = [b"".join((prefix, little[piece].tobytes())) for piece in slices]
         received = self._run(_Operation.MEAN_SCATTER, self._means, outgoing)
-        own = slices[self.rank]
-        terms = [self._mean_term(r, body, vector.size, own) for r, body in enumerate(received)]
+        own = slices[self.position]
+        terms = [
+            self._mean_term(peer, body, vector.size, own)
+            for peer, body in zip(self.ranks, received, strict=True)
+        ]
         segment = _weighted_mean(terms, own.stop - own.start).astype("<f4", copy=False).tobytes()
         collected = self._run(_Operation.MEAN_COLLECT, self._means, [segment] * self.size)
         result = np.empty(vector.size, np.float32)
-        for r, (piece, body) in enumerate(zip(slices, collected, strict=True)):
+        for peer, piece, body in zip(self.ranks, slices, collected, strict=True):
             if len(body) != 4 * (piece.stop - piece.start):
                 message = (
                     f"rank {self.rank}: mean {self._means}: expected a segment of "
-                    f"{piece.stop - piece.start} float32 from rank {r}, received {len(body)} bytes"
+                    f"{piece.stop - piece.start} float32 from rank {peer}, received {len(body)} bytes"
                 )
                 raise self._fail(ProtocolError(message))
             result[piece] = np.frombuffer(body, "<f4")
@@ -223,6 +267,11 @@ class Exchange(ABC):
                 raise
 
     @final
+    def _waited_for(self, peer: int, seconds: float) -> None:
+        """Book the wait of one round on the rank whose message came last."""
+        self.waited_seconds[peer] += seconds
+
+    @final
     def _fail(self, error: ExchangeError) -> ExchangeError:
         self._failure = error.message
         return error
@@ -268,6 +317,12 @@ def describe_tag(tag: int) -> str:
         return f"{_NAMES[_Operation(operation)]} {number}"
     except ValueError:
         return f"unknown operation {operation}, number {number}"
+
+
+def _check_step(where: str, step: int) -> None:
+    if not 0 <= step < 1 << _NUMBER_BITS:
+        message = f"{where}: expected 0 <= step < 2**{_NUMBER_BITS}, received {step}"
+        raise OptionError(message)
 
 
 def _checked_vector(vector: NDArray[np.float32]) -> NDArray[np.float32]:

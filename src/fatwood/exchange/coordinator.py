@@ -1,80 +1,63 @@
-"""The driver's side of the control channel: who is there, what they report, and who is lost.
+"""The driver's side of the control channel: who is there, who trains together, what they report, and who is lost.
 
-One thread accepts authenticated members and one thread serves each member; the driver reads `Event`s. A member's
-socket that closes without a goodbye is a lost worker at once, a silent one after the heartbeat timeout.
+::
+
+    acceptor ── newcomers ──> a thread per member, hears it ──┐ join, ready, suspect, synced, waiting, leave
+    timer ──────── deadlines ─────────────────────────────────┴─> Membership (one lock) ──┐
+    driver <── Event ─────────────────────────────────────────────────────────────────────┤ Notice
+    member <── a thread per member, sends what is queued for it <─────────────────────────┘ Seated, Held, Evicted
+
+A member's socket that closes without a goodbye is a lost worker at once, a silent one after the heartbeat timeout.
+What is decided is queued while the lock is held, so each member hears of views in their order, and is sent by the
+member's own thread, so a member that takes nothing delays nobody.
 """
 
 from __future__ import annotations
 
+import itertools
 import queue
-import socket
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, final
 
-from fatwood.errors import ExchangeError, OptionError, PeerLost, ProtocolError
-from fatwood.exchange.auth import CONTROL, HANDSHAKE_SECONDS
-from fatwood.exchange.blobs import BlobWriter, checked_blob_name, file_chunks
-from fatwood.exchange.frames import MAX_BODY_BYTES, Frame, FramedConnection, FrameKind
+from fatwood.errors import ExchangeError, OptionError, ProtocolError
+from fatwood.exchange.auth import CONTROL
+from fatwood.exchange.events import Event
+from fatwood.exchange.frames import Frame, FramedConnection, FrameKind
+from fatwood.exchange.guest import Guest, Message, read_join
 from fatwood.exchange.listener import Listener
+from fatwood.exchange.membership import Applicant, Evicted, Held, Membership, Notice, Seated
+from fatwood.exchange.tls import Identity
 
-__all__ = ["RESERVED_KINDS", "Coordinator", "Event"]
+__all__ = ["Coordinator"]
 
-RESERVED_KINDS: Final = frozenset({"joined", "started", "lost", "missing", "blob"})
-"""Kinds of events that only the coordinator makes."""
-
-_EVERYBODY: Final = -1
+_NOBODY: Final = -1
 _IDLE_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 1.0
 _JOIN_THREAD_SECONDS: Final = 10.0
 
 
-@dataclass(frozen=True)
-class Event:
-    """Something that happened to a worker.
-
-    The coordinator makes these kinds: "joined" (body: facts, port), "started" (all are there; rank -1; body:
-    peers), "lost" (body: reason), "missing" (not all came in time; rank -1; body: ranks), "blob" (body: name, path,
-    bytes). Every other kind is what a member reported with `Member.report`.
-    """
-
-    rank: int
-    host: str
-    kind: str
-    body: dict[str, Any]
-
-
-@dataclass(eq=False)
-class _Member:
-    """A member that was admitted."""
-
-    rank: int
-    host: str
-    port: int
-    facts: dict[str, Any]
-    connection: FramedConnection
-    blob: BlobWriter | None = field(default=None)
-    blob_name: str = ""
-
-
 @final
 class Coordinator:
-    """Waits for `workers` members, gives each the view of all, and turns what happens into events.
+    """Gives members the views of who trains together, and turns what happens into events.
 
     Args:
-        workers: How many members the job has; their ranks are 0 .. workers - 1.
+        workers: How many ranks the job has, 0 .. workers - 1.
+        min_workers: How many must be there; see `Membership`.
         secret: The job's secret, 32 bytes; see `auth.new_secret`.
         host: The address to bind.
         advertise_host: What the members are told instead of `host`; needed when `host` means all interfaces.
         port: The port to bind; 0 lets the system choose.
-        start_timeout_seconds: This long after the first member a "missing" event names the ranks that have not come.
+        start_timeout_seconds: How long the first member waits for the others.
+        rejoin_timeout_seconds: How long members wait for missing ones when they cannot go on without.
         heartbeat_timeout_seconds: How long a member may be silent before it is lost.
-        inbox: A folder that exists, for the blobs that members send.
+        inbox: A folder that exists, for the blobs that members send, as ``rank-<rank>-<member>-<name>``.
         max_blob_bytes: The longest blob that a member may send.
         outbox: Files that a member may fetch, by (rank, name).
+        tls: The job's identity, to encrypt all connections.
 
     Attributes:
         address: Host and port that the members are told.
@@ -88,35 +71,48 @@ class Coordinator:
         self,
         *,
         workers: int,
+        min_workers: int | None = None,
         secret: bytes,
         host: str,
         advertise_host: str | None = None,
         port: int = 0,
         start_timeout_seconds: float = 120.0,
+        rejoin_timeout_seconds: float = 120.0,
         heartbeat_timeout_seconds: float = 10.0,
         inbox: Path,
         max_blob_bytes: int,
         outbox: Mapping[tuple[int, str], Path] | None = None,
+        tls: Identity | None = None,
     ) -> None:
-        _check(workers, host, advertise_host, start_timeout_seconds, heartbeat_timeout_seconds, inbox)
-        self._workers = workers
-        self._start_timeout_seconds = start_timeout_seconds
+        _check_times(start_timeout_seconds, rejoin_timeout_seconds, heartbeat_timeout_seconds)
+        _check_places(host, advertise_host, inbox)
+        self._membership = Membership(
+            workers,
+            min_workers=min_workers,
+            start_seconds=start_timeout_seconds,
+            rejoin_seconds=rejoin_timeout_seconds,
+        )
         self._heartbeat_timeout_seconds = heartbeat_timeout_seconds
         self._inbox = inbox
         self._max_blob_bytes = max_blob_bytes
         self._outbox = dict(outbox or {})
         self._events: queue.Queue[Event] = queue.Queue()
-        self._lock = threading.Lock()
-        self._members: dict[int, _Member] = {}
+        self._changed = threading.Condition(threading.Lock())  # guards all that follows and the membership
+        self._guests: dict[int, Guest] = {}  # by member
+        self._numbers = itertools.count()
         self._connections: set[FramedConnection] = set()
         self._threads: list[threading.Thread] = []
-        self._started = False
         self._stop_reason: str | None = None
+        self._finished = False
         self._closed = False
-        self._listener = Listener(host=host, port=port, secret=secret, purpose=CONTROL)
+        self._listener = Listener(host=host, port=port, secret=secret, purpose=CONTROL, tls=tls)
         self.address: tuple[str, int] = (advertise_host or host, self._listener.address[1])
-        self._acceptor = threading.Thread(target=self._accept, name="fatwood-coordinator", daemon=True)
-        self._acceptor.start()
+        self._own_threads = [
+            threading.Thread(target=self._accept, name="fatwood-coordinator", daemon=True),
+            threading.Thread(target=self._time, name="fatwood-coordinator-timer", daemon=True),
+        ]
+        for thread in self._own_threads:
+            thread.start()
 
     def next_event(self, timeout_seconds: float) -> Event | None:
         """Return the next event, or None when none comes within `timeout_seconds`."""
@@ -125,29 +121,42 @@ class Coordinator:
         except queue.Empty:
             return None
 
+    def finish(self) -> None:
+        """Tell all members, and those still to come, that the job is over; whoever leaves from now on is not lost."""
+        with self._changed:
+            if self._finished or self._stop_reason is not None:
+                return
+            self._finished = True
+            self._membership.finish()
+            self._tell(self._guests, FrameKind.FINISHED, {})
+
     def cancel(self, reason: str) -> None:
-        """Tell all members, and those still to come, to stop; the first reason counts."""
-        with self._lock:
-            if self._stop_reason is not None:
+        """Tell all members, and those still to come, to stop; the first reason counts, and none after `finish`."""
+        with self._changed:
+            if self._finished or self._stop_reason is not None:
                 return
             self._stop_reason = reason
-            members = list(self._members.values())
-        for member in members:
-            try:
-                member.connection.send(FrameKind.STOP, {"reason": reason}, timeout_seconds=_STOP_SECONDS)
-            except PeerLost:
-                member.connection.shutdown()  # it will see that the coordinator is gone
+            self._membership.finish()
+            self._tell(self._guests, FrameKind.STOP, {"reason": reason})
 
     def close(self) -> None:
         """Hang up on everybody and end all threads; idempotent. Members that are still there stop."""
-        with self._lock:
+        with self._changed:
             if self._closed:
                 return
             self._closed = True
+            self._membership.finish()
+            self._changed.notify_all()
         self._listener.close()
-        self._acceptor.join(_JOIN_THREAD_SECONDS)
-        with self._lock:
+        for thread in self._own_threads:
+            thread.join(_JOIN_THREAD_SECONDS)
+        with self._changed:
+            for guest in self._guests.values():
+                guest.hang_up()
             connections, threads = list(self._connections), list(self._threads)
+        deadline = time.monotonic() + _STOP_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
         for connection in connections:
             connection.shutdown()
         for thread in threads:
@@ -160,229 +169,170 @@ class Coordinator:
         self.close()
 
     def _accept(self) -> None:
-        """Give each authenticated newcomer a thread, and say once who is missing at the start's deadline.
-
-        The clock starts with the first newcomer: before that the cluster may be busy for hours with what the
-        workers' rows are computed from.
-        """
-        deadline: float | None = None
-        reported = False
+        """Give each authenticated newcomer a thread."""
         while True:
-            left = _IDLE_SECONDS if deadline is None or reported else deadline - time.monotonic()
             try:
-                newcomer = self._listener.accept(left)
+                newcomer = self._listener.accept(_IDLE_SECONDS)
             except ExchangeError:
                 return
             if newcomer is not None:
-                self._receive_newcomer(*newcomer)
-                if deadline is None:
-                    deadline = time.monotonic() + self._start_timeout_seconds
-            elif deadline is not None and not reported:
-                self._report_missing()
-                reported = True
+                connection, (host, port) = newcomer
+                framed = FramedConnection(connection, f"the member at {host}:{port}")
+                with self._changed:
+                    self._connections.add(framed)
+                    self._threads = [known for known in self._threads if known.is_alive()]
+                    self._start_thread(f"fatwood-member-{port}", partial(self._serve, framed))
 
-    def _receive_newcomer(self, connection: socket.socket, address: tuple[str, int]) -> None:
-        framed = FramedConnection(connection, f"the member at {address[0]}:{address[1]}")
-        thread = threading.Thread(
-            target=self._serve, args=(framed,), name=f"fatwood-member-{address[1]}", daemon=True
-        )
-        with self._lock:
-            self._connections.add(framed)
-            self._threads = [known for known in self._threads if known.is_alive()] + [thread]
-            thread.start()
+    def _start_thread(self, name: str, target: Callable[[], None]) -> None:
+        """With the lock held: start a thread that `close` waits for."""
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
-    def _report_missing(self) -> None:
-        with self._lock:
-            missing = [rank for rank in range(self._workers) if rank not in self._members]
-            if missing and not self._started and self._stop_reason is None:
-                self._emit(_EVERYBODY, "", "missing", {"ranks": missing})
+    def _time(self) -> None:
+        """Wake the membership at its deadlines."""
+        with self._changed:
+            while not self._closed:
+                at = self._membership.next_deadline()
+                left = _IDLE_SECONDS if at is None else at - time.monotonic()
+                if left > 0:
+                    self._changed.wait(min(left, _IDLE_SECONDS))
+                else:
+                    self._decide()
 
-    def _emit(self, rank: int, host: str, kind: str, body: dict[str, Any]) -> None:
-        self._events.put(Event(rank, host, kind, body))
+    def _decide(self) -> None:
+        """With the lock held: carry out what follows from all that has happened."""
+        for action in self._membership.take(time.monotonic()):
+            match action:
+                case Seated(number, seated, newcomers, abandoned):
+                    view = {
+                        "number": number,
+                        "peers": [[a.rank, a.host, a.port] for a in seated],
+                        "newcomers": list(newcomers),
+                        "abandoned": list(abandoned),
+                    }
+                    self._tell([a.member for a in seated], FrameKind.VIEW, view)
+                case Held(number, seated):
+                    self._tell([a.member for a in seated], FrameKind.HOLD, {"number": number})
+                case Evicted(applicant, reason):
+                    guest = self._guests.pop(applicant.member)
+                    guest.tell(FrameKind.STOP, {"reason": f"this worker is out of the job: {reason}"})
+                    guest.hang_up()
+                    self._emit(applicant, "lost", {"reason": reason, "silent": True})
+                case Notice(kind, body, applicant):
+                    self._emit(applicant, kind, body)
+                    if kind == "spare" and applicant is not None:
+                        self._tell([applicant.member], FrameKind.SPARE, {})
+        self._changed.notify_all()
+
+    def _tell(self, members: Iterable[int], kind: FrameKind, body: dict[str, Any]) -> None:
+        """With the lock held: queue a frame for these members."""
+        for member in members:
+            self._guests[member].tell(kind, body)
+
+    def _emit(self, applicant: Applicant | None, kind: str, body: dict[str, Any]) -> None:
+        if applicant is None:
+            self._events.put(Event(_NOBODY, "", kind, body, _NOBODY))
+        else:
+            self._events.put(Event(applicant.rank, applicant.host, kind, body, applicant.member))
 
     def _serve(self, connection: FramedConnection) -> None:
         """One connection's life, in its thread."""
         try:
-            member = self._admit(connection)
-            if member is not None:
-                self._attend(member)
+            guest = self._admit(connection)
+            if guest is not None:
+                self._part_with(guest, guest.hear_all(partial(self._inform, guest.applicant.member)))
         except ExchangeError:
             return  # it never became a member
         finally:
-            with self._lock:
+            with self._changed:
                 self._connections.discard(connection)
             connection.close()
 
-    def _admit(self, connection: FramedConnection) -> _Member | None:
-        """Read the join frame and take the member in, or tell it why not; the last one starts the job."""
-        frame = connection.receive(HANDSHAKE_SECONDS)
-        if frame.kind is not FrameKind.JOIN:
-            message = f"{frame.peer}: expected a JOIN frame, received {frame.kind.name}"
-            raise ProtocolError(message)
-        member = _read_join(frame, connection)
-        with self._lock:
-            reason = self._reason_to_refuse(member)
-            if reason is None:
-                self._members[member.rank] = member
-                self._emit(member.rank, member.host, "joined", {"facts": member.facts, "port": member.port})
-                everybody = self._start_if_complete()
-        if reason is not None:
-            connection.send(FrameKind.REFUSED, {"reason": reason}, timeout_seconds=_STOP_SECONDS)
-            return None
-        self._send_view(everybody)
-        return member
-
-    def _reason_to_refuse(self, member: _Member) -> str | None:
-        rank = member.rank
-        if self._stop_reason is not None:
-            return f"the job was stopped: {self._stop_reason}"
-        if not 0 <= rank < self._workers:
-            return f"expected a rank in 0 .. {self._workers - 1}, received {rank}"
-        if rank in self._members:
-            holder = self._members[rank]
-            return f"rank {rank} is taken by a living worker at {holder.host}:{holder.port}"
-        if self._started:
-            return f"the job has started and its rank {rank} has left it"
+    def _admit(self, connection: FramedConnection) -> Guest | None:
+        """Hear who is calling and take it in, or tell it why not."""
+        applicant, facts = read_join(connection, next(self._numbers))
+        guest = Guest(
+            applicant,
+            connection,
+            silence_seconds=self._heartbeat_timeout_seconds,
+            inbox=self._inbox,
+            max_blob_bytes=self._max_blob_bytes,
+            outbox={name: path for (rank, name), path in self._outbox.items() if rank == applicant.rank},
+            emit=partial(self._emit, applicant),
+        )
+        with self._changed:
+            answer = self._enter(applicant)
+            if answer is None:
+                self._guests[applicant.member] = guest
+                guest.tell(FrameKind.WELCOME, {"late": self._membership.started})
+                self._start_thread(f"fatwood-to-member-{applicant.port}", guest.send_all)
+                self._emit(applicant, "joined", {"facts": facts, "port": applicant.port})
+                self._decide()
+                return guest
+        connection.send(*answer, timeout_seconds=_STOP_SECONDS)
         return None
 
-    def _start_if_complete(self) -> list[_Member]:
-        """With the lock held: mark the start when all are there and return them, else nobody."""
-        if len(self._members) < self._workers:
-            return []
-        self._started = True
-        everybody = [self._members[rank] for rank in range(self._workers)]
-        self._emit(_EVERYBODY, "", "started", {"peers": [[m.rank, m.host, m.port] for m in everybody]})
-        return everybody
+    def _enter(self, applicant: Applicant) -> Message | None:
+        """With the lock held: enter the applicant in the membership, or say what to answer it."""
+        if self._finished:
+            return FrameKind.FINISHED, {}
+        if self._stop_reason is not None:
+            return FrameKind.REFUSED, {"reason": f"the job was stopped: {self._stop_reason}"}
+        if self._closed:
+            return FrameKind.REFUSED, {"reason": "the coordinator is closing"}
+        reason = self._membership.join(applicant, time.monotonic())
+        return None if reason is None else (FrameKind.REFUSED, {"reason": reason})
 
-    def _send_view(self, everybody: list[_Member]) -> None:
-        view = {"peers": [[member.rank, member.host, member.port] for member in everybody]}
-        for member in everybody:
-            try:
-                member.connection.send(FrameKind.VIEW, view, timeout_seconds=self._heartbeat_timeout_seconds)
-            except PeerLost:
-                member.connection.shutdown()  # its own thread reports it
+    def _part_with(self, guest: Guest, loss: dict[str, Any] | None) -> None:
+        with self._changed:
+            if self._guests.pop(guest.applicant.member, None) is None:
+                return  # it was evicted
+            if loss is not None and not self._finished and not self._closed:
+                self._emit(guest.applicant, "lost", loss)
+            self._membership.leave(guest.applicant.member)
+            self._decide()
 
-    def _attend(self, member: _Member) -> None:
-        """Hear a member until it says goodbye or is lost."""
-        reason = ""
-        try:
-            while True:
-                frame = member.connection.receive(self._heartbeat_timeout_seconds)
-                if frame.kind is FrameKind.BYE:
-                    return
-                self._handle(member, frame)
-        except (ExchangeError, OptionError) as error:
-            reason = error.message
-        except Exception as error:
-            reason = f"the coordinator failed to serve it: {error!r}"
-        finally:
-            if member.blob is not None:
-                member.blob.abort()
-            with self._lock:
-                del self._members[member.rank]
-                if reason and not self._closed:
-                    self._emit(member.rank, member.host, "lost", {"reason": reason})
+    def _inform(self, member: int, frame: Frame) -> None:
+        """Tell the membership what a member says of itself and of its view."""
+        word = self._understand(member, frame)
+        with self._changed:
+            if member in self._guests:  # it may have been evicted
+                word(time.monotonic())
+                self._decide()
 
-    def _handle(self, member: _Member, frame: Frame) -> None:
-        if frame.kind is FrameKind.HEARTBEAT:
-            self._reply(member, FrameKind.HEARTBEAT, b"")
-        elif frame.kind is FrameKind.REPORT:
-            report = frame.json()
-            kind, body = report.get("kind"), report.get("body")
-            if not isinstance(kind, str) or kind in RESERVED_KINDS or not isinstance(body, dict):
-                message = (
-                    f"{frame.peer}: expected a report with a free kind and a body, received kind {kind!r}"
-                )
-                raise ProtocolError(message)
-            self._emit(member.rank, member.host, kind, body)
-        elif frame.kind is FrameKind.BLOB_BEGIN:
-            self._begin_blob(member, frame.json())
-        elif frame.kind is FrameKind.BLOB_DATA:
-            if member.blob is None:
-                message = f"{frame.peer}: a piece of a blob that was not announced"
-                raise ProtocolError(message)
-            member.blob.write(frame.body)
-            self._finish_blob(member)
-        elif frame.kind is FrameKind.FETCH:
-            self._send_blob(member, frame.json())
-        else:
-            message = f"{frame.peer}: expected a member's frame, received {frame.kind.name}"
-            raise ProtocolError(message)
-
-    def _begin_blob(self, member: _Member, request: dict[str, Any]) -> None:
-        """Check a blob's size before anything of it is sent."""
-        name, size = checked_blob_name(request.get("name")), request.get("size")
-        if member.blob is not None or type(size) is not int or size < 0:
-            message = f"rank {member.rank}: expected one blob at a time and its size, received size {size!r}"
-            raise ProtocolError(message)
-        if size > self._max_blob_bytes:
-            error = f"expected at most {self._max_blob_bytes} bytes, received a blob of {size} bytes"
-            self._reply(member, FrameKind.BLOB_REPLY, {"error": error})
-            return
-        writer = BlobWriter(self._inbox / f"rank-{member.rank}-{name}", size)
-        if writer.error is None:  # before the reply, which fails when the member is gone already
-            member.blob, member.blob_name = writer, name
-        self._reply(member, FrameKind.BLOB_REPLY, {"error": writer.error})
-        self._finish_blob(member)
-
-    def _finish_blob(self, member: _Member) -> None:
-        writer = member.blob
-        if writer is None or not writer.complete:
-            return
-        member.blob = None
-        error = writer.finish()
-        if error is None:
-            body = {"name": member.blob_name, "path": str(writer.path), "bytes": writer.size}
-            self._emit(member.rank, member.host, "blob", body)
-        self._reply(member, FrameKind.BLOB_REPLY, {"error": error})
-
-    def _send_blob(self, member: _Member, request: dict[str, Any]) -> None:
-        """Answer a fetch: the size, then the bytes unless there are more than the member wants."""
-        name, max_bytes = checked_blob_name(request.get("name")), request.get("max_bytes")
-        if type(max_bytes) is not int:
-            message = f"rank {member.rank}: expected max_bytes in a FETCH frame, received {max_bytes!r}"
-            raise ProtocolError(message)
-        path = self._outbox.get((member.rank, name))
-        try:
-            size = None if path is None else path.stat().st_size
-        except OSError as error:
-            self._reply(member, FrameKind.BLOB_REPLY, {"error": str(error)})
-            return
-        self._reply(member, FrameKind.BLOB_REPLY, {"error": None, "size": size})
-        if path is not None and size is not None and size <= max_bytes:
-            for chunk in file_chunks(path, size, MAX_BODY_BYTES):
-                self._reply(member, FrameKind.BLOB_DATA, chunk)
-
-    def _reply(self, member: _Member, kind: FrameKind, body: bytes | dict[str, Any]) -> None:
-        member.connection.send(kind, body, timeout_seconds=self._heartbeat_timeout_seconds)
+    def _understand(self, member: int, frame: Frame) -> Callable[[float], None]:
+        """Return what to do, given the time, about a frame."""
+        membership = self._membership
+        if frame.kind is FrameKind.READY:
+            return lambda _: membership.ready(member)
+        if frame.kind is FrameKind.SUSPECT:
+            view = frame.count("view")
+            accused = None if frame.json().get("rank") is None else frame.count("rank")
+            return lambda now: membership.suspect(member, view, accused, now)
+        if frame.kind is FrameKind.SYNCED:
+            view, completed = frame.count("view"), frame.count("completed")
+            return lambda _: membership.synced(member, view, completed)
+        if frame.kind is FrameKind.WAITING:
+            view = frame.count("view")
+            return lambda now: membership.waiting(member, view, now)
+        message = f"{frame.peer}: expected a member's frame, received {frame.kind.name}"
+        raise ProtocolError(message)
 
 
-def _check(
-    workers: int,
-    host: str,
-    advertise_host: str | None,
-    start_seconds: float,
-    heartbeat_seconds: float,
-    inbox: Path,
-) -> None:
-    if workers < 1 or not start_seconds > 0 or not heartbeat_seconds > 0:
+def _check_times(*seconds: float) -> None:
+    if not min(seconds) > 0:
         message = (
-            "Coordinator: expected workers >= 1 and positive timeouts, received "
-            f"workers={workers}, start_timeout_seconds={start_seconds}, heartbeat_timeout_seconds={heartbeat_seconds}"
+            "Coordinator: expected positive start_timeout_seconds, rejoin_timeout_seconds and "
+            f"heartbeat_timeout_seconds, received {', '.join(map(str, seconds))}"
         )
         raise OptionError(message)
+
+
+def _check_places(host: str, advertise_host: str | None, inbox: Path) -> None:
     if host in {"", "0.0.0.0", "::"} and not advertise_host:  # noqa: S104
         message = f"Coordinator: expected advertise_host with host={host!r}, received none"
         raise OptionError(message, hint="give the name or address at which the executors reach the driver")
     if not inbox.is_dir():
         message = f"Coordinator: expected an existing folder as inbox, received {inbox}"
         raise OptionError(message)
-
-
-def _read_join(frame: Frame, connection: FramedConnection) -> _Member:
-    join = frame.json()
-    rank, host, port, facts = (join.get(key) for key in ("rank", "host", "port", "facts"))
-    if type(rank) is int and isinstance(host, str) and type(port) is int and isinstance(facts, dict):
-        return _Member(rank, host, port, facts, connection)
-    message = f"{frame.peer}: expected rank, host, port and facts in a JOIN frame, received {join!r:.200}"
-    raise ProtocolError(message)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import selectors
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -41,11 +42,11 @@ class FrameKind(IntEnum):
     JOIN = 1
     """Member: rank, listener address, facts."""
     VIEW = 2
-    """Coordinator: all are there, and where."""
+    """Coordinator: who trains together from now on, and where."""
     REFUSED = 3
     """Coordinator: why the member cannot join."""
     HEARTBEAT = 4
-    """Member: alive; the coordinator sends it back."""
+    """Both: alive."""
     REPORT = 5
     """Member: kind and body of an event."""
     STOP = 6
@@ -60,6 +61,22 @@ class FrameKind(IntEnum):
     """Coordinator: a blob may come, has been written, or is about to be sent; or an error."""
     FETCH = 11
     """Member: name of a blob it wants."""
+    WELCOME = 12
+    """Coordinator: the member has joined, and whether the job has begun."""
+    READY = 13
+    """Member: it has all that it needs to train."""
+    HOLD = 14
+    """Coordinator: views below a number are over, and there is no new one yet."""
+    SUSPECT = 15
+    """Member: it cannot go on in a view, and the rank that it lost, if it knows."""
+    SYNCED = 16
+    """Member: it has the training's state in a view, after how many rounds."""
+    WAITING = 17
+    """Member: the workers of a view cannot go on without those that are missing."""
+    FINISHED = 18
+    """Coordinator: the job is over; leave in peace."""
+    SPARE = 19
+    """Coordinator: another member has the rank; the wait may be long."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,18 @@ class Frame:
             raise ProtocolError(message)
         return value
 
+    def count(self, name: str) -> int:
+        """Return a whole number of the body that is at least 0.
+
+        Raises:
+            ProtocolError: There is something else.
+        """
+        value = self.json().get(name)
+        if type(value) is not int or value < 0:
+            message = f"{self.peer}: expected a count as {name} in a {self.kind.name} frame, received {value!r:.200}"
+            raise ProtocolError(message)
+        return value
+
 
 @final
 class FramedConnection:
@@ -101,6 +130,7 @@ class FramedConnection:
         self._connection = connection
         self.peer = peer
         self._sending = threading.Lock()
+        self._using = threading.Lock()  # TLS must not send and receive at the very same time
         self._open = True
 
     def send(self, kind: FrameKind, body: Buffer | dict[str, Any] = b"", *, timeout_seconds: float) -> None:
@@ -154,7 +184,8 @@ class FramedConnection:
     def shutdown(self) -> None:
         """End the conversation from any thread; a blocked `receive` raises `PeerLost`."""
         try:
-            self._connection.shutdown(socket.SHUT_RDWR)
+            # not ssl.SSLSocket.shutdown: that takes TLS off, and a thread that reads would take cipher for text
+            socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
         except OSError:
             return  # already closed by the other side
 
@@ -162,7 +193,7 @@ class FramedConnection:
         """Free the socket; called by the thread that receives, or after it has ended. Idempotent."""
         self._open = False
         self.shutdown()
-        with self._sending:
+        with self._sending, self._using:
             self._connection.close()
 
     def _send_all(self, data: memoryview, timeout_seconds: float) -> None:
@@ -171,8 +202,9 @@ class FramedConnection:
                 message = f"{self.peer}: the connection was closed"
                 raise PeerLost(message)
             try:
-                data = data[self._connection.send(data) :]
-            except BlockingIOError:
+                with self._using:
+                    data = data[self._connection.send(data) :]
+            except (BlockingIOError, ssl.SSLWantWriteError):
                 self._wait(selectors.EVENT_WRITE, timeout_seconds, "took nothing")
             except OSError as error:
                 self.shutdown()  # half a frame may be out: nothing after it could be read
@@ -184,8 +216,9 @@ class FramedConnection:
         view = memoryview(data)
         while view:
             try:
-                received = self._connection.recv_into(view)
-            except BlockingIOError:
+                with self._using:
+                    received = self._connection.recv_into(view)
+            except (BlockingIOError, ssl.SSLWantReadError):
                 self._wait(selectors.EVENT_READ, timeout_seconds, "was silent")
                 continue
             except OSError as error:
@@ -208,7 +241,7 @@ class FramedConnection:
             if not selector.select(max(0.0, deadline - time.monotonic())):
                 self.shutdown()
                 message = f"{self.peer} {what} for {timeout_seconds:g} seconds"
-                raise PeerLost(message)
+                raise PeerLost(message, silent=True)
 
 
 def _encoded(kind: FrameKind, body: Buffer | dict[str, Any]) -> bytes:

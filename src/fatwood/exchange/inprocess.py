@@ -19,8 +19,9 @@ class _Hall:
 
     def __init__(self, size: int) -> None:
         self.changed = threading.Condition()
-        # boxes[sender][receiver]; a sender is never more than one call ahead, so a box holds at most two
-        self.boxes: list[list[deque[tuple[int, bytes]]]] = [
+        # boxes[sender][receiver] by position: tag, body and when it was put there (time.monotonic);
+        # a sender is never more than one call ahead, so a box holds at most two
+        self.boxes: list[list[deque[tuple[int, bytes, float]]]] = [
             [deque() for _ in range(size)] for _ in range(size)
         ]
         self.gone = [False] * size
@@ -30,79 +31,89 @@ class _Hall:
 class _InProcessExchange(Exchange):
     """One thread's end. The counters say what a network would have carried, without framing."""
 
-    def __init__(self, rank: int, hall: _Hall, timeout_seconds: float) -> None:
-        super().__init__(rank, len(hall.gone))
+    def __init__(self, rank: int, ranks: Sequence[int], hall: _Hall, timeout_seconds: float) -> None:
+        super().__init__(rank, ranks)
         self._hall = hall
+        self._others = [position for position in range(self.size) if position != self.position]
         self._timeout_seconds = timeout_seconds
 
     def _swap(self, tag: int, outgoing: Sequence[Buffer]) -> list[Buffer]:
         received: list[Buffer | None] = [None] * self.size
-        received[self.rank] = outgoing[self.rank]
-        deadline = time.monotonic() + self._timeout_seconds
+        received[self.position] = outgoing[self.position]
+        arrivals: list[tuple[float, int]] = []
+        start = time.monotonic()
+        deadline = start + self._timeout_seconds
         with self._hall.changed:
-            for peer in self._peers():
-                if self._hall.gone[peer]:
-                    raise self._lost(peer, tag, "has left the group")
-                body = bytes(outgoing[peer])  # free for bytes; other memory may be reused by the sender
-                self._hall.boxes[self.rank][peer].append((tag, body))
+            for other in self._others:
+                if self._hall.gone[other]:
+                    raise self._lost(other, tag, "has left the group")
+                body = bytes(outgoing[other])  # free for bytes; other memory may be reused by the sender
+                self._hall.boxes[self.position][other].append((tag, body, start))
                 self.bytes_sent += len(body)
             self._hall.changed.notify_all()
-            while True:
-                missing = self._collect(tag, received)
-                if not missing:
-                    return [body for body in received if body is not None]
+            while missing := self._collect(tag, received, arrivals):
                 if self._closed:
                     raise self._closed_error(tag)
                 if not self._hall.changed.wait(max(0.0, deadline - time.monotonic())):
                     raise self._lost(missing[0], tag, f"was silent for {self._timeout_seconds:g} seconds")
+        if arrivals:
+            self._waited_for(max(arrivals)[1], time.monotonic() - start)
+        return [body for body in received if body is not None]
 
-    def _collect(self, tag: int, received: list[Buffer | None]) -> list[int]:
-        """Take what has come into `received`; return the ranks that are still awaited."""
+    def _collect(
+        self, tag: int, received: list[Buffer | None], arrivals: list[tuple[float, int]]
+    ) -> list[int]:
+        """Take what has come, note when it was sent and by which rank; return the positions still awaited."""
         missing = []
-        for peer in self._peers():
-            if received[peer] is not None:
+        for other in self._others:
+            if received[other] is not None:
                 continue
-            box = self._hall.boxes[peer][self.rank]
+            box = self._hall.boxes[other][self.position]
             if box:
-                peer_tag, body = box.popleft()
+                peer_tag, body, sent_at = box.popleft()
                 if peer_tag != tag:
-                    raise self._mismatch(peer, tag, peer_tag)
-                received[peer] = body
+                    raise self._mismatch(self.ranks[other], tag, peer_tag)
+                received[other] = body
+                arrivals.append((sent_at, self.ranks[other]))
                 self.bytes_received += len(body)
-            elif self._hall.gone[peer]:
-                raise self._lost(peer, tag, "has left the group")
+            elif self._hall.gone[other]:
+                raise self._lost(other, tag, "has left the group")
             else:
-                missing.append(peer)
+                missing.append(other)
         return missing
 
-    def _peers(self) -> list[int]:
-        return [peer for peer in range(self.size) if peer != self.rank]
-
-    def _lost(self, peer: int, tag: int, why: str) -> PeerLost:
-        message = f"rank {self.rank} lost rank {peer} (a thread of this process): it {why}; awaited: {describe_tag(tag)}"
-        return PeerLost(message)
+    def _lost(self, position: int, tag: int, why: str) -> PeerLost:
+        message = f"rank {self.rank} lost rank {self.ranks[position]} (a thread of this process): it {why}; awaited: {describe_tag(tag)}"
+        return PeerLost(message, rank=self.ranks[position])
 
     def _close(self) -> None:
         with self._hall.changed:
-            self._hall.gone[self.rank] = True
+            self._hall.gone[self.position] = True
             self._hall.changed.notify_all()
 
 
-def in_process_group(size: int, *, timeout_seconds: float = 60.0) -> list[Exchange]:
+def in_process_group(
+    size: int, *, ranks: Sequence[int] | None = None, timeout_seconds: float = 60.0
+) -> list[Exchange]:
     """Make the exchanges of `size` workers that are threads of this process.
 
     Args:
         size: How many workers, at least 1.
+        ranks: Their numbers, increasing; 0, 1, 2, ... by default.
         timeout_seconds: How long a call waits for a silent peer before it raises `PeerLost`.
 
     Returns:
-        One exchange for each rank; give each to its own thread and close all of them.
+        One exchange for each worker; give each to its own thread and close all of them.
 
     Raises:
-        OptionError: `size` is below 1 or `timeout_seconds` is not positive.
+        OptionError: `size` is below 1, `timeout_seconds` is not positive, or `ranks` are not `size` increasing ranks.
     """
     if size < 1 or not timeout_seconds > 0:
         message = f"in_process_group: expected size >= 1 and timeout_seconds > 0, received {size} and {timeout_seconds}"
         raise OptionError(message)
+    numbers = tuple(range(size)) if ranks is None else tuple(ranks)
+    if len(numbers) != size:
+        message = f"in_process_group: expected {size} ranks, received {list(numbers)}"
+        raise OptionError(message)
     hall = _Hall(size)
-    return [_InProcessExchange(rank, hall, timeout_seconds) for rank in range(size)]
+    return [_InProcessExchange(rank, numbers, hall, timeout_seconds) for rank in numbers]

@@ -1,21 +1,24 @@
 """A bound socket whose newcomers prove the job's secret before anybody hears of them.
 
-One thread serves all newcomers with non-blocking sockets. A stranger costs one socket and at most 72 bytes until
-its deadline; when too many are pending, the oldest is dropped: an honest peer is done within a round trip, so the
-oldest is a stranger.
+One thread serves all newcomers with non-blocking sockets. A stranger costs one socket and at most 72 bytes (with
+encryption, what TLS keeps of a handshake) until its deadline; when too many are pending, the oldest is dropped: an
+honest peer is done within a few round trips, so the oldest is a stranger. TLS begins only when a newcomer's first
+byte is that of a TLS handshake.
 """
 
 from __future__ import annotations
 
-import queue
 import selectors
 import socket
+import ssl
 import threading
 import time
+from collections import deque
 from typing import Final, final
 
 from fatwood.errors import AuthenticationError, ExchangeError, OptionError, ProtocolError
-from fatwood.exchange.auth import HANDSHAKE_SECONDS, AcceptorHandshake, checked_secret
+from fatwood.exchange.auth import HANDSHAKE_SECONDS, OTHER_KIND, AcceptorHandshake, checked_secret
+from fatwood.exchange.tls import Identity, TlsSide
 
 __all__ = ["Listener"]
 
@@ -24,6 +27,8 @@ _MAX_PENDING: Final = 128
 _MAX_UNCLAIMED: Final = 1024
 _ACCEPTS_PER_TURN: Final = 64
 _BREATH_SECONDS: Final = 0.05  # after an accept that failed for want of descriptors
+_TLS_HANDSHAKE: Final = b"\x16"  # the first byte of a TLS connection
+_MAX_DRAINED_BYTES: Final = 1 << 16
 
 
 @final
@@ -31,11 +36,14 @@ class _Newcomer:
     """A connection that has not proved the secret yet."""
 
     def __init__(
-        self, connection: socket.socket, address: tuple[str, int], handshake: AcceptorHandshake
+        self, connection: socket.socket, address: tuple[str, int], secret: bytes, purpose: bytes
     ) -> None:
         self.connection = connection
+        self.descriptor = connection.fileno()
         self.address = address
-        self.handshake = handshake
+        self.peer = f"a newcomer from {address[0]}:{address[1]}"
+        self.handshake = AcceptorHandshake(secret, purpose, self.peer)
+        self.greeted = False  # the first byte has come and the encryption, if any, is done
         self.data = b""
         self.deadline = time.monotonic() + HANDSHAKE_SECONDS
 
@@ -49,6 +57,7 @@ class Listener:
         secret: The job's secret.
         purpose: What connections are for (`auth.CONTROL` or `auth.MESH`).
         port: The port to bind; 0 lets the system choose.
+        tls: The job's identity if its connections are encrypted.
 
     Attributes:
         address: Host and port that are bound.
@@ -56,17 +65,22 @@ class Listener:
 
     Raises:
         ExchangeError: The address cannot be bound.
-        OptionError: The secret is not 32 bytes.
+        OptionError: The secret is not 32 bytes, or the identity is not one.
     """
 
-    def __init__(self, *, host: str, secret: bytes, purpose: bytes, port: int = 0) -> None:
+    def __init__(
+        self, *, host: str, secret: bytes, purpose: bytes, port: int = 0, tls: Identity | None = None
+    ) -> None:
         self._secret = checked_secret(secret)
         self._purpose = purpose
+        self._side = None if tls is None else TlsSide(tls, accepts=True)
         self._server = _bind(host, port)
         self.address: tuple[str, int] = self._server.getsockname()[:2]
         self.refused = 0
         self._pending: dict[int, _Newcomer] = {}  # by file descriptor, oldest first
-        self._ready: queue.Queue[tuple[socket.socket, tuple[str, int]] | None] = queue.Queue()
+        self._ready: deque[tuple[socket.socket, tuple[str, int]]] = deque()
+        self._interrupted = False
+        self._changed = threading.Condition()  # guards the two above
         self._selector = selectors.DefaultSelector()
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._selector.register(self._server, selectors.EVENT_READ)
@@ -81,39 +95,44 @@ class Listener:
     def accept(self, timeout_seconds: float) -> tuple[socket.socket, tuple[str, int]] | None:
         """Return the next authenticated connection and its address, or None after `timeout_seconds`.
 
-        The socket is non-blocking and has TCP_NODELAY; it belongs to the caller.
+        The socket is non-blocking and has TCP_NODELAY; it belongs to the caller. With encryption it is an
+        `ssl.SSLSocket`. One thread at a time may wait here.
 
         Raises:
             ExchangeError: The listener was closed.
         """
-        try:
-            newcomer = self._ready.get(timeout=max(0.0, timeout_seconds))
-        except queue.Empty:
-            return None
-        if newcomer is None:
-            self._ready.put(None)  # for the next caller
-            message = f"the listener at {self.address[0]}:{self.address[1]} was closed"
-            raise ExchangeError(message)
-        return newcomer
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._ready or self._interrupted or self._closed, max(0.0, timeout_seconds)
+            )
+            if self._closed:
+                message = f"the listener at {self.address[0]}:{self.address[1]} was closed"
+                raise ExchangeError(message)
+            if self._interrupted:
+                self._interrupted = False
+                return None
+            return self._ready.popleft() if self._ready else None
+
+    def interrupt(self) -> None:
+        """Make the `accept` that waits now, or else the next one, return None at once."""
+        with self._changed:
+            self._interrupted = True
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Stop listening, drop newcomers and unclaimed connections, end the thread; idempotent."""
         with self._closing:
             if self._closed:
                 return
-            self._closed = True
+            with self._changed:
+                self._closed = True
+                self._changed.notify_all()
             self._wake_writer.send(b"\0")
             self._thread.join()
             self._wake_reader.close()
             self._wake_writer.close()
-            while True:
-                try:
-                    newcomer = self._ready.get_nowait()
-                except queue.Empty:
-                    break
-                if newcomer is not None:
-                    newcomer[0].close()
-            self._ready.put(None)
+            while self._ready:
+                self._ready.popleft()[0].close()
 
     def __enter__(self) -> Listener:
         return self
@@ -164,17 +183,16 @@ class Listener:
             self.refused += 1
             connection.close()
             return
-        handshake = AcceptorHandshake(
-            self._secret, self._purpose, f"a newcomer from {address[0]}:{address[1]}"
-        )
-        newcomer = _Newcomer(connection, address, handshake)
-        self._pending[connection.fileno()] = newcomer
+        newcomer = _Newcomer(connection, address, self._secret, self._purpose)
+        self._pending[newcomer.descriptor] = newcomer
         self._selector.register(connection, selectors.EVENT_READ, newcomer)
 
     def _hear(self, newcomer: _Newcomer) -> None:
         """Read no more than the handshake still wants; what follows it belongs to whoever claims the socket."""
         handshake = newcomer.handshake
         try:
+            if not newcomer.greeted:
+                self._begin(newcomer)
             while handshake.wanted:
                 piece = newcomer.connection.recv(handshake.wanted - len(newcomer.data))
                 if not piece:
@@ -185,16 +203,35 @@ class Listener:
                 answer, newcomer.data = handshake.advance(newcomer.data), b""
                 if newcomer.connection.send(answer) != len(answer):
                     raise ConnectionResetError  # a fresh connection always has room for an answer
-        except BlockingIOError:
+        except (BlockingIOError, ssl.SSLWantReadError):
             return
         except (OSError, AuthenticationError, ProtocolError):
             self._refuse(newcomer)
             return
         connection = self._forget(newcomer)
-        if self._ready.qsize() >= _MAX_UNCLAIMED:
-            connection.close()
-        else:
-            self._ready.put((connection, newcomer.address))
+        with self._changed:
+            if len(self._ready) < _MAX_UNCLAIMED:
+                self._ready.append((connection, newcomer.address))
+                self._changed.notify()
+                return
+        connection.close()
+
+    def _begin(self, newcomer: _Newcomer) -> None:
+        """Take the first byte for what it is, then finish the handshake of TLS if this listener encrypts."""
+        connection = newcomer.connection
+        if not isinstance(connection, ssl.SSLSocket):
+            first = connection.recv(1, socket.MSG_PEEK)
+            if (first == _TLS_HANDSHAKE) != (self._side is not None):
+                connection.send(OTHER_KIND)
+                # what is left unread makes the close a reset, which may overtake the answer
+                connection.recv(_MAX_DRAINED_BYTES)
+                raise ConnectionAbortedError
+            if self._side is not None:
+                newcomer.connection = connection = self._side.wrap(connection)
+        if isinstance(connection, ssl.SSLSocket) and self._side is not None:
+            connection.do_handshake()
+            self._side.check(connection, newcomer.peer)
+        newcomer.greeted = True
 
     def _drop_late(self) -> None:
         now = time.monotonic()
@@ -213,8 +250,8 @@ class Listener:
         self._forget(newcomer).close()
 
     def _forget(self, newcomer: _Newcomer) -> socket.socket:
-        del self._pending[newcomer.connection.fileno()]
-        self._selector.unregister(newcomer.connection)
+        del self._pending[newcomer.descriptor]
+        self._selector.unregister(newcomer.descriptor)
         return newcomer.connection
 
 

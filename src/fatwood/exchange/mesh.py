@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import selectors
 import socket
-import struct
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, final
+from typing import final
 
-from fatwood.errors import ExchangeError, OptionError, PeerLost, ProtocolError
+from fatwood.errors import OptionError, PeerLost
 from fatwood.exchange.auth import HANDSHAKE_SECONDS, MESH, checked_secret, dial
 from fatwood.exchange.contract import Buffer, Exchange, describe_tag
 from fatwood.exchange.link import Link
-from fatwood.exchange.listener import Listener
+from fatwood.exchange.lobby import Lobby, hello
+from fatwood.exchange.tls import Identity
 from fatwood.exchange.view import View
 
 __all__ = ["TcpExchange"]
-
-_HELLO: Final = struct.Struct(">4sII8s")  # magic, from rank, to rank, digest of the view
-_HELLO_MAGIC: Final = b"FWm1"
 
 
 @final
@@ -45,36 +42,46 @@ class TcpExchange(Exchange):
         timeout_seconds: float,
         max_message_bytes: int,
     ) -> None:
-        super().__init__(view.rank, view.size)
+        super().__init__(view.rank, view.ranks)
         self._timeout_seconds = timeout_seconds
         self._max_message_bytes = max_message_bytes
-        # begin with the next rank, so that not all workers send to rank 0 first
-        order = [(view.rank + distance) % view.size for distance in range(1, view.size)]
-        self._links = [Link(view.peers[peer], sockets[peer], max_message_bytes) for peer in order]
+        self._positions = {rank: position for position, rank in enumerate(view.ranks)}
+        # begin with the next worker, so that not all send to the first one first
+        peers = view.peers[view.position + 1 :] + view.peers[: view.position]
+        self._links = [Link(peer, sockets[peer.rank], max_message_bytes) for peer in peers]
         self._selector = selectors.DefaultSelector()
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._selector.register(self._wake_reader, selectors.EVENT_READ)
 
     @classmethod
     def connect(
-        cls, view: View, listener: Listener, secret: bytes, *, timeout_seconds: float, max_message_bytes: int
+        cls,
+        view: View,
+        lobby: Lobby,
+        secret: bytes,
+        *,
+        timeout_seconds: float,
+        max_message_bytes: int,
+        tls: Identity | None = None,
     ) -> TcpExchange:
-        """Connect this worker to all others of a view; every worker calls this at about the same time.
+        """Connect this worker to all others of a view; every worker calls this once it knows the view.
 
-        A worker connects to the lower ranks and accepts the higher ones.
+        A worker connects to those before its own position and accepts those after it. `lobby.supersede` of a later
+        view ends the attempt at any moment.
 
         Args:
             view: The group and this worker's rank in it.
-            listener: This worker's listener, at the address that the view gives for it. It stays open.
+            lobby: Of this worker's listener, at the address that the view gives for it. It stays open.
             secret: The job's secret.
             timeout_seconds: How long connecting may take, and later how long a peer may be silent in a call.
             max_message_bytes: The longest message, in either direction: at least the longest payload of `gather`
-                and 4 n / W + 20 bytes for `mean` of n elements among W workers.
+                or `swap`, and 4 n / W + 20 bytes for `mean` of n elements among W workers.
+            tls: The job's identity, when connections are encrypted; the listener must have the same.
 
         Raises:
             PeerLost: A peer cannot be reached or did not come in time; names rank, host and port.
             AuthenticationError: A program that does not know the secret uses a peer's address.
-            ExchangeError: The listener was closed meanwhile.
+            ExchangeError: The view was superseded, or the lobby was closed.
             OptionError: A limit is not positive or the secret is not 32 bytes.
         """
         checked_secret(secret)
@@ -87,8 +94,9 @@ class TcpExchange(Exchange):
         deadline = time.monotonic() + timeout_seconds
         sockets: dict[int, socket.socket] = {}
         try:
-            _dial_lower(view, secret, deadline, sockets)
-            _accept_higher(view, listener, deadline, sockets)
+            _dial_lower(view, lobby, secret, tls, deadline, sockets)
+            _accept_higher(view, lobby, deadline, sockets)
+            lobby.check(view)
             return cls(view, sockets, timeout_seconds=timeout_seconds, max_message_bytes=max_message_bytes)
         except BaseException:
             _close_all(sockets.values())
@@ -96,8 +104,9 @@ class TcpExchange(Exchange):
 
     def _swap(self, tag: int, outgoing: Sequence[Buffer]) -> list[Buffer]:
         self._check_sizes(outgoing)
+        start, latest = time.monotonic(), None
         for link in self._links:
-            link.begin(tag, outgoing[link.peer.rank])
+            link.begin(tag, outgoing[self._positions[link.peer.rank]])
             self._push(link, tag)
             self._selector.register(link.connection, _events(link), link)
         busy = len(self._links)
@@ -111,6 +120,8 @@ class TcpExchange(Exchange):
                     self._push(link, tag)
                 if mask & selectors.EVENT_READ:
                     self._pull(link, tag)
+                    if link.body is not None:
+                        latest = link.peer.rank, link.progress
                 events = _events(link)
                 if not events:
                     # a peer that is already in the next call would wake the select again and again
@@ -120,14 +131,16 @@ class TcpExchange(Exchange):
                     self._selector.modify(link.connection, events, link)
             if busy and time.monotonic() >= check_at:
                 check_at = self._oldest_progress(tag) + self._timeout_seconds
-        return self._take(outgoing[self.rank])
+        if latest is not None:
+            self._waited_for(latest[0], latest[1] - start)
+        return self._take(outgoing[self.position])
 
     def _take(self, own: Buffer) -> list[Buffer]:
-        """Return the messages by rank and keep none of them."""
+        """Return the messages by position and keep none of them."""
         received: list[Buffer] = [own] * self.size
         for link in self._links:
             if link.body is not None:
-                received[link.peer.rank] = link.body
+                received[self._positions[link.peer.rank]] = link.body
             link.body = None
         return received
 
@@ -157,7 +170,7 @@ class TcpExchange(Exchange):
     def _lost(self, link: Link, tag: int, why: str) -> PeerLost:
         peer = link.peer
         message = f"rank {self.rank} lost rank {peer.rank} at {peer.host}:{peer.port}: {why}; awaited: {describe_tag(tag)}"
-        return PeerLost(message)
+        return PeerLost(message, rank=peer.rank)
 
     def _check_sizes(self, outgoing: Sequence[Buffer]) -> None:
         longest = max(len(body) for body in outgoing)
@@ -188,57 +201,49 @@ def _close_all(sockets: Iterable[socket.socket]) -> None:
         connection.close()
 
 
-def _dial_lower(view: View, secret: bytes, deadline: float, sockets: dict[int, socket.socket]) -> None:
-    """Connect to all lower ranks and tell each who is calling."""
-    for peer in view.peers[: view.rank]:
-        seconds = max(0.01, deadline - time.monotonic())
+def _dial_lower(
+    view: View,
+    lobby: Lobby,
+    secret: bytes,
+    tls: Identity | None,
+    deadline: float,
+    sockets: dict[int, socket.socket],
+) -> None:
+    """Connect to all workers before the own position and tell each who is calling, for which view."""
+    for peer in view.peers[: view.position]:
+        lobby.check(view)
         name = f"rank {view.rank}: rank {peer.rank}"
-        connection = dial(peer.host, peer.port, secret, MESH, peer=name, timeout_seconds=seconds)
-        sockets[peer.rank] = connection
         try:
-            connection.sendall(_HELLO.pack(_HELLO_MAGIC, view.rank, peer.rank, view.digest()))
+            sockets[peer.rank] = connection = dial(
+                peer.host,
+                peer.port,
+                secret,
+                MESH,
+                peer=name,
+                timeout_seconds=max(0.01, deadline - time.monotonic()),
+                cancelled=lambda: lobby.is_superseded(view.number),
+                tls=tls,
+            )
+            connection.settimeout(HANDSHAKE_SECONDS)
+            connection.sendall(hello(view, peer.rank))
+        except PeerLost as error:
+            lobby.check(view)  # says more than that dialling was given up
+            raise PeerLost(error.message, hint=error.hint, rank=peer.rank) from error
         except OSError as error:
             message = f"{name} at {peer.host}:{peer.port}: it closed the connection while the mesh was built: {error}"
-            raise PeerLost(message) from error
+            raise PeerLost(message, rank=peer.rank) from error
 
 
-def _accept_higher(
-    view: View, listener: Listener, deadline: float, sockets: dict[int, socket.socket]
-) -> None:
-    """Accept all higher ranks in any order; connections of other groups are dropped."""
-    while missing := [peer for peer in view.peers[view.rank + 1 :] if peer.rank not in sockets]:
-        newcomer = listener.accept(deadline - time.monotonic())
-        if newcomer is None:
+def _accept_higher(view: View, lobby: Lobby, deadline: float, sockets: dict[int, socket.socket]) -> None:
+    """Accept all workers after the own position in any order."""
+    while missing := [peer for peer in view.peers[view.position + 1 :] if peer.rank not in sockets]:
+        caller = lobby.claim(view, deadline - time.monotonic())
+        if caller is None:
             names = ", ".join(f"rank {peer.rank} at {peer.host}:{peer.port}" for peer in missing)
             message = f"rank {view.rank}: did not connect in time while the mesh was built: {names}"
-            raise PeerLost(message)
-        connection = newcomer[0]
-        try:
-            rank = _read_hello(connection, view)
-        except (OSError, ExchangeError):
-            connection.close()
-            continue
+            raise PeerLost(message, rank=missing[0].rank)
+        rank, connection = caller
         if rank in sockets:
             connection.close()
         else:
             sockets[rank] = connection
-
-
-def _read_hello(connection: socket.socket, view: View) -> int:
-    """Read which higher rank of this very view is calling."""
-    connection.settimeout(HANDSHAKE_SECONDS)
-    data = b""
-    while len(data) < _HELLO.size:
-        piece = connection.recv(_HELLO.size - len(data))
-        if not piece:
-            raise ConnectionResetError
-        data += piece
-    magic, rank, to_rank, digest = _HELLO.unpack(data)
-    if (magic, to_rank, digest) != (
-        _HELLO_MAGIC,
-        view.rank,
-        view.digest(),
-    ) or not view.rank < rank < view.size:
-        message = f"rank {view.rank}: a connection of another group"
-        raise ProtocolError(message)
-    return int(rank)

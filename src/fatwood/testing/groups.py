@@ -1,18 +1,29 @@
-"""Groups of workers in the threads of one process, for tests: over loopback TCP, and how to run them."""
+"""Groups of workers in the threads of one process, for tests: how they are made, over loopback TCP too, and run."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
-from fatwood.exchange import Exchange, Listener, Peer, TcpExchange, View, new_secret
+from fatwood.exchange import Exchange, Listener, Lobby, Peer, TcpExchange, View, new_secret
 from fatwood.exchange.auth import MESH
+from fatwood.exchange.tls import Identity
 
-__all__ = ["Raised", "in_threads", "local_tcp_group", "outcomes"]
+__all__ = [
+    "MakeGroup",
+    "Raised",
+    "connected",
+    "each",
+    "errors_of",
+    "in_threads",
+    "local_tcp_group",
+    "outcomes",
+]
 
 T = TypeVar("T")
 
@@ -77,34 +88,74 @@ def outcomes(
     return [results[index] for index in range(len(calls))]
 
 
+class MakeGroup(Protocol):
+    """Connects a group of `size` workers, of these ranks if any are given, and returns their exchanges by rank."""
+
+    def __call__(self, size: int, *, ranks: Sequence[int] | None = None) -> Sequence[Exchange]:
+        """See above."""
+        ...
+
+
+@contextmanager
+def connected(
+    make_group: MakeGroup, size: int, ranks: Sequence[int] | None = None
+) -> Iterator[Sequence[Exchange]]:
+    """A group that is closed afterwards."""
+    group = make_group(size) if ranks is None else make_group(size, ranks=ranks)
+    try:
+        yield group
+    finally:
+        for exchange in group:
+            exchange.close()
+
+
+def each(group: Sequence[Exchange], call: Callable[[Exchange], T]) -> list[T]:
+    """Every worker makes the same call, at the same time."""
+    return in_threads([partial(call, exchange) for exchange in group])
+
+
+def errors_of(calls: Sequence[Callable[[], object]]) -> list[BaseException | None]:
+    """Run each call in a thread of its own and return what each raised, None for one that returned."""
+    return [result.error if isinstance(result, Raised) else None for result in outcomes(calls)]
+
+
 def local_tcp_group(
-    size: int, *, timeout_seconds: float = 20.0, max_message_bytes: int = 1 << 26
+    size: int,
+    *,
+    ranks: Sequence[int] | None = None,
+    timeout_seconds: float = 20.0,
+    max_message_bytes: int = 1 << 26,
+    tls: Identity | None = None,
 ) -> list[Exchange]:
-    """Connect `size` workers of this process over the loopback network; their listeners are closed again.
+    """Connect `size` workers of this process over the loopback network; their lobbies are closed again.
 
     Args:
         size: How many workers.
+        ranks: Their numbers, increasing; 0, 1, 2, ... by default.
         timeout_seconds: How long a peer may be silent.
         max_message_bytes: The longest message.
+        tls: The job's identity, for connections that are encrypted.
 
     Returns:
-        One exchange for each rank; close all of them.
+        One exchange for each worker; close all of them.
     """
     secret = new_secret()
-    listeners = [Listener(host="127.0.0.1", secret=secret, purpose=MESH) for _ in range(size)]
-    peers = tuple(Peer(rank, *listener.address) for rank, listener in enumerate(listeners))
+    lobbies = [Lobby(Listener(host="127.0.0.1", secret=secret, purpose=MESH, tls=tls)) for _ in range(size)]
+    numbers = range(size) if ranks is None else ranks
+    peers = tuple(Peer(rank, *lobby.listener.address) for rank, lobby in zip(numbers, lobbies, strict=True))
 
-    def connect(rank: int) -> Exchange:
+    def connect(peer: Peer, lobby: Lobby) -> Exchange:
         return TcpExchange.connect(
-            View(rank, peers),
-            listeners[rank],
+            View(1, peer.rank, peers),
+            lobby,
             secret,
             timeout_seconds=timeout_seconds,
             max_message_bytes=max_message_bytes,
+            tls=tls,
         )
 
     try:
-        return in_threads([partial(connect, rank) for rank in range(size)])
+        return in_threads([partial(connect, *pair) for pair in zip(peers, lobbies, strict=True)])
     finally:
-        for listener in listeners:
-            listener.close()
+        for lobby in lobbies:
+            lobby.close()
