@@ -18,7 +18,7 @@ from torch import nn
 from fatwood.codec import EncodingRecord, FixedThreshold, Multiples
 from fatwood.data import Layout
 from fatwood.errors import NotFiniteError
-from fatwood.exchange import Exchange, in_process_group
+from fatwood.exchange import Exchange, FixedTeam, in_process_group
 from fatwood.exchange.frames import MAX_BODY_BYTES
 from fatwood.testing.threads import shard, train_in_threads
 from fatwood.train import (
@@ -116,10 +116,10 @@ def test_records_are_told_as_they_come(tmp_path: Path) -> None:
     job = make_job(FIXED)
     (exchange,) = in_process_group(1)
     with exchange, job.partition(shards(20, 1)[0], LAYOUT, 0, tmp_path) as data:
-        replica = Replica(job, exchange, on_encoding=told.extend)
+        replica = Replica(job, FixedTeam(exchange), workers=1, on_encoding=told.extend)
         seen: list[int] = []
-        history = replica.train(data, lambda *_: seen.append(len(told)))
-        stats = replica.stats(data, history)
+        replica.train(data, lambda *_: seen.append(len(told)))
+        stats = replica.stats(data)
     assert seen == list(range(1, 9))
     assert tuple(told) == stats.encoding
 
@@ -132,7 +132,11 @@ def test_a_threshold_far_off_is_a_finding_of_every_worker(tau: float, says: str)
     network = nn.Sequential(nn.Linear(4, 1500), nn.Tanh(), nn.Linear(1500, 3))
     outcomes = train_in_threads(make_job(strategy, network=network, epochs=5), shards(40, 2), LAYOUT)
     stats = FitStats(
-        workers=tuple(outcome.stats for outcome in outcomes), rows_expected=200, parameters=0, seconds=1.0
+        workers=tuple(outcome.stats for outcome in outcomes),
+        rows_trained=200,
+        rows_expected=200,
+        parameters=0,
+        seconds=1.0,
     )
     assert [finding.split(":")[0] for finding in stats.findings] == ["worker 0", "worker 1"]
     for finding in stats.findings:
@@ -143,7 +147,11 @@ def test_a_threshold_far_off_is_a_finding_of_every_worker(tau: float, says: str)
 def test_a_healthy_run_has_no_findings() -> None:
     outcomes = train_in_threads(make_job(FIXED, epochs=12), shards(40, 2), LAYOUT)
     stats = FitStats(
-        workers=tuple(outcome.stats for outcome in outcomes), rows_expected=480, parameters=67, seconds=1.0
+        workers=tuple(outcome.stats for outcome in outcomes),
+        rows_trained=480,
+        rows_expected=480,
+        parameters=67,
+        seconds=1.0,
     )
     assert len(stats.workers[0].encoding) == 48
     assert stats.findings == []

@@ -20,9 +20,10 @@ from fatwood.codec import (
     decode,
 )
 from fatwood.errors import OptionError
-from fatwood.exchange import in_process_group
+from fatwood.exchange import Outcome, in_process_group
 from fatwood.train import AllReduce, GradientSharing
-from fatwood.train.header import HEADER_BYTES, Header
+from fatwood.train.header import HEADER_BYTES, Header, split
+from fatwood.train.reduce import headers_of
 
 N = 200
 
@@ -59,11 +60,14 @@ def train(strategy: GradientSharing, steps: int = 6, rows: tuple[int, ...] = (3,
             with exchanges[rank] as exchange:
                 for step in range(steps):
                     delta = rng.laplace(size=N).astype(np.float32)
-                    headers = reducers[rank].send(exchange, step, Header(rows[rank], 0.0, 0, True), delta)
+                    reducers[rank].prepare(step, Header(rows[rank], 0.0, True), delta)
+                    parts = reducers[rank].play(exchange, step)
+                    outcome = Outcome(exchange.ranks, (), tuple(parts))
+                    headers = headers_of(outcome)
                     assert [header.rows for header in headers] == list(rows)
-                    wires[rank].append(bytes(reducers[rank]._payloads[rank]))
+                    wires[rank].append(bytes(split(rank, parts[rank])[1]))
                     assert reducers[rank].message_bytes(N) == HEADER_BYTES + len(wires[rank][-1])
-                    reducers[rank].add_mean(exchange, step, headers, targets[rank])
+                    reducers[rank].add_mean(step, outcome, headers, targets[rank])
                     records[rank] += reducers[rank].take_records()
         except BaseException as error:
             errors.append(error)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fatwood.data import Layout
-from fatwood.exchange import Exchange, in_process_group
+from fatwood.exchange import Exchange, FixedTeam, in_process_group
 from fatwood.train import EpochRecord, Replica, TrainingJob, WorkerStats
 
 __all__ = ["Outcome", "shard", "train_in_threads"]
@@ -86,9 +86,10 @@ def train_in_threads(
             with tempfile.TemporaryDirectory() as directory, exchanges[rank] as exchange:
                 data = own.partition(shards[rank], layout, rank, Path(directory))
                 with data:
-                    replica = Replica(own, exchange, (states or {}).get(rank))
+                    team, state = FixedTeam(exchange), (states or {}).get(rank)
+                    replica = Replica(own, team, workers=len(shards), state=state)
                     history = replica.train(data, lambda *_: None)
-                    stats = replica.stats(data, history)
+                    stats = replica.stats(data)
                     outcomes[rank] = Outcome(
                         network=own.network, history=history, stats=stats, state=replica.state()
                     )

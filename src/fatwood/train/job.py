@@ -13,6 +13,7 @@ import torch
 from fatwood.codec import trainable_parameters
 from fatwood.data import Layout, OnBadRow, PartitionData
 from fatwood.errors import OptionError
+from fatwood.train.header import MAX_ROWS
 from fatwood.train.strategy import Strategy
 
 __all__ = ["LossFunction", "OptimizerFactory", "TrainingJob"]
@@ -57,12 +58,18 @@ class TrainingJob:
             text = f"on_bad_row: expected 'error' or 'skip', received {self.on_bad_row!r}"
             raise OptionError(text)
         _require_network(self.network)
-        _require_strategy(self.strategy)
+        _require_strategy(self.strategy, self.batch_size)
         _require_loss(self.loss)
         _require_optimizer(self.optimizer, self.network)
 
     def partition(
-        self, batches: Iterable[pa.RecordBatch], layout: Layout, rank: int, spill_directory: Path
+        self,
+        batches: Iterable[pa.RecordBatch],
+        layout: Layout,
+        rank: int,
+        spill_directory: Path,
+        *,
+        keep: bool = False,
     ) -> PartitionData:
         """A worker's rows as minibatches of this job.
 
@@ -71,6 +78,7 @@ class TrainingJob:
             layout: Of the rows.
             rank: Of the worker.
             spill_directory: For the rows of later epochs.
+            keep: Whether to keep them there in any case.
         """
         return PartitionData(
             batches,
@@ -83,6 +91,7 @@ class TrainingJob:
             shuffle=self.shuffle,
             on_bad_row=self.on_bad_row,
             spill_directory=spill_directory,
+            keep=keep,
         )
 
 
@@ -99,10 +108,13 @@ def _require_network(network: object) -> None:
     trainable_parameters(network)
 
 
-def _require_strategy(strategy: object) -> None:
+def _require_strategy(strategy: object, batch_size: int) -> None:
     if not isinstance(strategy, Strategy):
         text = f"strategy: expected a Strategy, received {strategy!r}"
         raise OptionError(text, hint="for example strategy=GradientSharing()")
+    if strategy.every * batch_size > MAX_ROWS:
+        text = f"strategy: expected at most {MAX_ROWS} rows between two agreements, received {strategy.every} x {batch_size}"
+        raise OptionError(text)
 
 
 def _require_loss(loss: object) -> None:

@@ -1,11 +1,14 @@
 """How one vector per worker becomes the same mean on all workers: the codec and the exchange, joined.
 
-A :class:`Reducer` is used in two moves, so that headers and payloads share one round trip:
+A :class:`Reducer` is used in three moves:
 
-1. :meth:`Reducer.send` hands out this worker's header and vector and returns everybody's headers;
-2. :meth:`Reducer.add_mean` adds the weighted mean of all workers' vectors to a target.
+1. :meth:`Reducer.prepare` makes this worker's message of its header and vector;
+2. :meth:`Reducer.play` exchanges messages and returns the outcome's parts; it may be called again with another
+   exchange and changes nothing here;
+3. :meth:`Reducer.add_mean` adds the weighted mean of all workers' vectors, as the outcome has it, to a target.
 
-Both moves do the same arithmetic in the same order on every worker, so equal targets stay bitwise equal.
+All do the same arithmetic in the same order on every worker, so equal targets stay bitwise equal; and the outcome is
+bytes, so a worker that missed it can be given it.
 """
 
 from __future__ import annotations
@@ -18,31 +21,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fatwood.codec import EncodingRecord, ThresholdEncoder, apply_messages
-from fatwood.exchange import Exchange
+from fatwood.exchange import Buffer, Exchange, Outcome
 from fatwood.train.header import HEADER_BYTES, Header, join, split
 
-__all__ = ["DenseReducer", "Reducer", "ThresholdReducer"]
+__all__ = ["DenseReducer", "Reducer", "ThresholdReducer", "headers_of"]
 
 Vector = NDArray[np.float32]
+
+
+def headers_of(outcome: Outcome) -> list[Header]:
+    """The headers of an agreement, in the order of its ranks."""
+    return [split(rank, part)[0] for rank, part in zip(outcome.ranks, outcome.parts, strict=False)]
 
 
 class Reducer(ABC):
     """One worker's half of a reduction; holds what must survive between steps (a residual)."""
 
     @abstractmethod
-    def send(self, exchange: Exchange, step: int, header: Header, vector: Vector) -> list[Header]:
-        """Send this worker's header and vector of shape ``(n,)``; return all headers by rank.
+    def prepare(self, step: int, header: Header, vector: Vector) -> None:
+        """Make the message of a step.
 
-        A worker whose ``header.rows`` is 0 has weight 0: what it holds back stays in its residual.
+        Args:
+            step: Counted from 0 over the model's life.
+            header: A worker whose ``rows`` is 0 has weight 0: what it holds back stays in its residual.
+            vector: ``(n,)``, not changed before the step's :meth:`add_mean`.
+
+        Raises:
+            NotFiniteError: The vector has a NaN or an infinity; nothing of it was sent.
         """
 
     @abstractmethod
-    def add_mean(self, exchange: Exchange, step: int, headers: Sequence[Header], target: Vector) -> None:
+    def play(self, exchange: Exchange, step: int) -> Sequence[Buffer]:
+        """Send the prepared message; return the parts of the outcome, first every worker's header (and payload)."""
+
+    @abstractmethod
+    def add_mean(self, step: int, outcome: Outcome, headers: Sequence[Header], target: Vector) -> None:
         """Add the mean of all workers' vectors, weighted by ``rows``, to ``target`` of shape ``(n,)`` in place."""
 
     @abstractmethod
     def message_bytes(self, size: int) -> int:
-        """Bytes this worker sent to each peer at the last :meth:`send`, of ``size`` parameters."""
+        """Bytes of the prepared message, of ``size`` parameters; it goes to each peer."""
 
     @abstractmethod
     def take_records(self) -> list[EncodingRecord]:
@@ -56,22 +74,43 @@ class Reducer(ABC):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take up a state that :meth:`state` gave."""
 
+    @abstractmethod
+    def common_state(self) -> dict[str, Any]:
+        """What of the state is of use to a worker that takes over another rank: all but the residual."""
+
+    @abstractmethod
+    def load_common_state(self, state: Mapping[str, Any]) -> None:
+        """Take up what another worker's :meth:`common_state` gave, with nothing held back."""
+
 
 class DenseReducer(Reducer):
-    """Sends every value as float32: a reduce-scatter and an all-gather, after the headers."""
+    """Sends every value as float32: a reduce-scatter and an all-gather, after the headers.
+
+    The outcome's parts are the headers and, if any row was trained, the mean.
+    """
 
     def __init__(self) -> None:
         self._vector: Vector = np.zeros(0, np.float32)
+        self._message = b""
+        self._rows = 0
 
-    def send(self, exchange: Exchange, step: int, header: Header, vector: Vector) -> list[Header]:
-        """See :meth:`Reducer.send`."""
-        self._vector = vector
-        return [split(rank, m)[0] for rank, m in enumerate(exchange.gather(step, join(header, b"")))]
+    def prepare(self, step: int, header: Header, vector: Vector) -> None:
+        """See :meth:`Reducer.prepare`; whoever owns the vector looks for NaNs."""
+        del step
+        self._vector, self._message, self._rows = vector, join(header, b""), header.rows
 
-    def add_mean(self, exchange: Exchange, step: int, headers: Sequence[Header], target: Vector) -> None:
+    def play(self, exchange: Exchange, step: int) -> Sequence[Buffer]:
+        """See :meth:`Reducer.play`."""
+        parts: list[Buffer] = list(exchange.gather(step, self._message))
+        if any(split(rank, part)[0].rows for rank, part in zip(exchange.ranks, parts, strict=True)):
+            mean = exchange.mean(self._vector, float(self._rows))
+            parts.append(mean.astype("<f4", copy=False).view(np.uint8).data)
+        return parts
+
+    def add_mean(self, step: int, outcome: Outcome, headers: Sequence[Header], target: Vector) -> None:
         """See :meth:`Reducer.add_mean`."""
-        del step  # the exchange counts its means itself
-        target += exchange.mean(self._vector, float(headers[exchange.rank].rows))
+        del step, headers
+        target += np.frombuffer(outcome.parts[-1], "<f4")
 
     def message_bytes(self, size: int) -> int:
         """Header and four bytes a parameter."""
@@ -88,40 +127,51 @@ class DenseReducer(Reducer):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Nothing is held back."""
 
+    def common_state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_common_state(self, state: Mapping[str, Any]) -> None:
+        """Nothing."""
+
 
 class ThresholdReducer(Reducer):
-    """Sends signed multiples of a threshold and keeps the rest as a residual (Strom 2015)."""
+    """Sends signed multiples of a threshold and keeps the rest as a residual (Strom 2015).
+
+    The outcome's parts are every worker's header and message.
+    """
 
     def __init__(self, encoder: ThresholdEncoder) -> None:
         self._encoder = encoder
-        self._payloads: list[memoryview] = []
+        self._message = b""
         self._records: list[EncodingRecord] = []
-        self._sent_bytes = 0
 
-    def send(self, exchange: Exchange, step: int, header: Header, vector: Vector) -> list[Header]:
-        """See :meth:`Reducer.send`."""
-        payload = self._encode(vector, step) if header.rows else b""
-        message = join(header, payload)
-        self._sent_bytes = len(message)
-        parts = [split(rank, m) for rank, m in enumerate(exchange.gather(step, message))]
-        self._payloads = [payload for _, payload in parts]
-        return [header for header, _ in parts]
+    def prepare(self, step: int, header: Header, vector: Vector) -> None:
+        """See :meth:`Reducer.prepare`."""
+        self._message = join(header, self._encode(vector, step) if header.rows else b"")
 
-    def add_mean(self, exchange: Exchange, step: int, headers: Sequence[Header], target: Vector) -> None:
+    def play(self, exchange: Exchange, step: int) -> Sequence[Buffer]:
+        """See :meth:`Reducer.play`."""
+        return exchange.gather(step, self._message)
+
+    def add_mean(self, step: int, outcome: Outcome, headers: Sequence[Header], target: Vector) -> None:
         """See :meth:`Reducer.add_mean`."""
-        del exchange  # all payloads came with the headers
         total = sum(header.rows for header in headers)
-        weighted = [(p, h.rows / total) for h, p in zip(headers, self._payloads, strict=True) if h.rows]
-        payloads, scales = [p for p, _ in weighted], [scale for _, scale in weighted]
+        with_rows = [
+            (split(rank, part)[1], header.rows / total)
+            for rank, part, header in zip(outcome.ranks, outcome.parts, headers, strict=True)
+            if header.rows
+        ]
+        payloads, scales = [payload for payload, _ in with_rows], [scale for _, scale in with_rows]
         apply_messages(payloads, target, scales, step, threads=self._encoder.threads)
 
     def message_bytes(self, size: int) -> int:
-        """Header and encoded payload, as they were."""
+        """Header and encoded payload, as they are."""
         del size
-        return self._sent_bytes
+        return len(self._message)
 
     def take_records(self) -> list[EncodingRecord]:
-        """One for every message that was sent, with ``encoding_debug``; none for dense steps of a warm-up."""
+        """One for every message that was made, with ``encoding_debug``; none for dense steps of a warm-up."""
         records, self._records = self._records, []
         return records
 
@@ -132,6 +182,14 @@ class ThresholdReducer(Reducer):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take up residual and threshold."""
         self._encoder.load_state(state["arrays"], state["json"])
+
+    def common_state(self) -> dict[str, Any]:
+        """The threshold."""
+        return {"json": self._encoder.state_json()}
+
+    def load_common_state(self, state: Mapping[str, Any]) -> None:
+        """Take up the threshold; the residual is zero."""
+        self._encoder.load_state({"residual": np.zeros(self._encoder.n, np.float32)}, state["json"])
 
     def _encode(self, vector: Vector, step: int) -> bytes:
         payload = self._encoder.encode(vector, step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from fatwood.codec import EncodingRecord, findings
@@ -15,6 +15,7 @@ __all__ = [
     "EpochRecord",
     "FitStats",
     "History",
+    "Incident",
     "PhaseClock",
     "WorkerStats",
     "epoch_record",
@@ -79,7 +80,10 @@ class WorkerStats:
     digest: int
     """64-bit digest of parameters and float buffers at the end."""
     seconds: Mapping[str, float]
-    """Wall seconds by phase: read, compute, send (encode and exchange), apply."""
+    """Wall seconds by phase: read, compute, send (encode and exchange), apply; missing (waiting for lost workers to come
+    back) and checkpoint where there were any."""
+    waited_seconds: Mapping[int, float] = field(default_factory=dict)
+    """Wall seconds spent waiting in exchanges, by the rank whose message came last; part of send."""
     encoding: tuple[EncodingRecord, ...] = ()
     """With ``encoding_debug``, what was measured of every message; of a long run every second, fourth, ... of them,
     see :class:`EncodingLog`."""
@@ -87,13 +91,32 @@ class WorkerStats:
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         encoding = [record.to_json() for record in self.encoding]
-        return {**vars(self), "seconds": dict(self.seconds), "encoding": encoding}
+        waited = {str(rank): seconds for rank, seconds in self.waited_seconds.items()}
+        return {**vars(self), "seconds": dict(self.seconds), "waited_seconds": waited, "encoding": encoding}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> WorkerStats:
         """From the values of :meth:`to_json`."""
         encoding = tuple(EncodingRecord.from_json(record) for record in values["encoding"])
-        return cls(**{**values, "encoding": encoding})
+        waited = {int(rank): float(seconds) for rank, seconds in values["waited_seconds"].items()}
+        return cls(**{**values, "encoding": encoding, "waited_seconds": waited})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incident:
+    """Something that happened to a worker during a fit."""
+
+    seconds: float
+    """Since the training job began."""
+    kind: str
+    """``"lost"``; ``"rejoined"``: another process has taken its place and its state; ``"spare"``: a second process waits
+    beside a living one; ``"held"``: too few workers; ``"abandoned"``: the others went on without this worker's rows."""
+    rank: int | None
+    """Of the worker; None where it is about all."""
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.seconds:8.1f} s  {self.text}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,17 +124,34 @@ class FitStats:
     """What a fit did in all."""
 
     workers: tuple[WorkerStats, ...]
+    """Those that were there at the end; of a worker that was replaced, what its last process did."""
+    rows_trained: int
+    """Rows trained by all workers in all epochs, those of lost workers included; no row of a dropped message."""
     rows_expected: int
     """Rows of the DataFrame times epochs, counted before the job."""
+    rows_lost: int = 0
+    """Rows that no agreement counted: rows of workers that were lost and did not come back in time. Bad rows that were
+    skipped are not among them."""
+    rows_trained_twice: int = 0
+    """Rows that two agreements of one epoch counted."""
+    incidents: tuple[Incident, ...] = ()
+    """What happened to workers, in order."""
+    checkpoints: int = 0
+    """Checkpoints that were written."""
     parameters: int
     """Trainable parameters."""
     seconds: float
     """Wall seconds on the driver, from the first Spark job to the last."""
 
     @property
-    def rows_trained(self) -> int:
-        """Rows trained by all workers in all epochs."""
-        return sum(worker.rows_trained for worker in self.workers)
+    def workers_lost(self) -> int:
+        """How often a worker was lost; what it held back as a residual is lost with it."""
+        return sum(incident.kind == "lost" for incident in self.incidents)
+
+    @property
+    def rejoined(self) -> int:
+        """How often another process took a lost worker's place."""
+        return sum(incident.kind == "rejoined" for incident in self.incidents)
 
     @property
     def rows_skipped(self) -> int:
@@ -145,7 +185,9 @@ class FitStats:
         ratio = f", {times:,.0f} times fewer than dense float32" if times >= 2 else ""
         lines = [
             f"{len(self.workers)} workers, {self.seconds:.1f} s, {self.rows_trained:,} of {self.rows_expected:,} rows trained"
-            + (f", {self.rows_skipped:,} skipped" if self.rows_skipped else ""),
+            + (f", {self.rows_skipped:,} skipped" if self.rows_skipped else "")
+            + (f", {self.rows_lost:,} LOST" if self.rows_lost else "")
+            + (f", {self.rows_trained_twice:,} trained TWICE" if self.rows_trained_twice else ""),
             f"{sent:,.0f} bytes a step and worker{ratio}",
             "replicas bitwise equal" if self.digest_equal else "replicas DIFFER",
             "rank       rows  minibatches        sent    read s  compute s    send s   apply s",
@@ -156,7 +198,25 @@ class FitStats:
                 f"{w.rank:>4} {w.rows_trained:>10,} {w.minibatches:>12,} {w.bytes_sent:>11,} "
                 f"{phases[0]:>9.1f} {phases[1]:>10.1f} {phases[2]:>9.1f} {phases[3]:>9.1f}"
             )
+        lines += [
+            f"worker {w.rank} waited {_waits(w.waited_seconds)}"
+            for w in self.workers
+            if _waits(w.waited_seconds)
+        ]
+        if self.incidents:
+            lines.append(
+                f"{self.workers_lost} workers lost, {self.rejoined} replaced; residuals of lost workers are gone"
+            )
+            lines += [str(incident) for incident in self.incidents]
         return "\n".join([*lines, *(f"finding: {finding}" for finding in self.findings)])
+
+
+def _waits(seconds: Mapping[int, float]) -> str:
+    """Whom a worker waited for, the longest first; nothing where it is less than a second in all."""
+    if sum(seconds.values()) < 1:
+        return ""
+    longest = sorted(seconds.items(), key=lambda item: -item[1])
+    return ", ".join(f"{waited:.1f} s for worker {rank}" for rank, waited in longest if waited >= 0.1)
 
 
 class PhaseClock:

@@ -62,8 +62,6 @@ class Step:
         self._network = network
         self._loss = loss
         self._skip = on_bad_row == "skip"
-        self.rows_skipped: set[int] = set()
-        """Ids of the rows whose label was out of range."""
 
     def backward(self, batch: Batch) -> tuple[int, float]:
         """Forward and backward of one minibatch.
@@ -83,10 +81,9 @@ class Step:
             result.loss.backward()  # type: ignore[no-untyped-call]
         return rows, float(result.loss.detach())
 
-    def _drop(self, row_ids: NDArray[np.int64], message: str) -> None:
+    def _drop(self, _row_ids: NDArray[np.int64], message: str) -> None:
         if not self._skip:
             raise DataError(message, hint=SKIP_HINT)
-        self.rows_skipped.update(int(i) for i in row_ids)
 
 
 def forward(network: torch.nn.Module, batch: Batch) -> torch.Tensor:

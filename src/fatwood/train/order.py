@@ -1,0 +1,46 @@
+"""What the workers of a job are told, beside what they train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fatwood.data import Layout
+from fatwood.exchange import Identity
+from fatwood.snapshots import Checkpoints
+
+__all__ = ["Rendezvous", "WorkOrder"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendezvous:
+    """How workers find and trust each other."""
+
+    address: tuple[str, int]
+    """The coordinator's host and port."""
+    secret: bytes = field(repr=False)
+    identity: Identity | None = None
+    """The job's certificate, where connections are encrypted."""
+    patience_seconds: float
+    """How long a worker waits for a view; longer than the coordinator, so that the driver says who is missing."""
+    exchange_timeout_seconds: float
+    """How long workers wait for a minibatch of the slowest."""
+    heartbeat_timeout_seconds: float
+    """How long a worker may be silent before it is lost."""
+    state_bytes: int
+    """The largest state of one worker."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkOrder:
+    """What all workers of a job are told, beside what they train."""
+
+    workers: int
+    layout: Layout
+    rendezvous: Rendezvous
+    checkpoints: Checkpoints | None = None
+    stateless: tuple[int, ...] = ()
+    """Ranks for which the driver holds no state although it does for others."""
+    ledger: Mapping[str, Any] | None = None
+    """Of the run to go on with, as JSON values."""

@@ -1,0 +1,136 @@
+"""One worker process of a training job, from joining to leaving. Knows no Spark: rows come as Arrow batches.
+
+::
+
+    join ── late? keep all rows on disk ── ready ── view ── train ... ── shared result, own state, "done" ── job over ── leave
+                                                      ^                            |
+                                                      └── views change: ElasticTeam ┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from fatwood.data import PartitionData
+from fatwood.exchange import ElasticTeam, Exchange, Member, TcpExchange, View
+from fatwood.train.job import TrainingJob
+from fatwood.train.ledger import Ledger
+from fatwood.train.order import WorkOrder
+from fatwood.train.packing import pack, unpack
+from fatwood.train.replica import Replica
+from fatwood.train.reports import EncodingReports, ProgressReports
+from fatwood.train.uploads import Uploads
+
+__all__ = ["current_rank", "join_job", "run_member"]
+
+_BEATS = 5
+"""Signs of life in the time after which a silent worker is lost."""
+_DRIVER_SECONDS = 12.0
+"""How long the driver may be silent at least."""
+_RANK: ContextVar[int | None] = ContextVar("fatwood_rank", default=None)
+
+
+def current_rank() -> int | None:
+    """The rank of the worker whose network, loss or optimizer is running here; None outside of training."""
+    return _RANK.get()
+
+
+def join_job(order: WorkOrder, rank: int, facts: Mapping[str, Any]) -> Member:
+    """Become a member of the job, or a spare.
+
+    Args:
+        order: Of the job.
+        rank: This worker's.
+        facts: What the driver should know of this process, as JSON values.
+    """
+    rendezvous = order.rendezvous
+    silence_seconds = rendezvous.heartbeat_timeout_seconds
+    return Member.join(
+        rendezvous.address,
+        secret=rendezvous.secret,
+        tls=rendezvous.identity,
+        rank=rank,
+        facts=dict(facts),
+        stateless=rank in order.stateless,
+        patience_seconds=rendezvous.patience_seconds,
+        heartbeat_seconds=silence_seconds / _BEATS,
+        coordinator_timeout_seconds=max(_DRIVER_SECONDS, silence_seconds),
+    )
+
+
+def run_member(
+    job: TrainingJob, order: WorkOrder, member: Member, batches: Iterable[pa.RecordBatch], directory: Path
+) -> None:
+    """Train as one member until the job is over; the results go to the driver.
+
+    Args:
+        job: What to train; its network is changed.
+        order: Of the job.
+        member: Of this worker, not ready yet.
+        batches: This worker's rows.
+        directory: A local directory, for rows.
+
+    Raises:
+        FatwoodError: It cannot go on; with ``member.stopped`` set because the driver said so.
+    """
+    rendezvous = order.rendezvous
+    kept = None if member.late else member.fetch_blob("state", max_bytes=rendezvous.state_bytes)
+
+    def connect(view: View) -> Exchange:
+        return TcpExchange.connect(
+            view,
+            member.lobby,
+            rendezvous.secret,
+            timeout_seconds=rendezvous.exchange_timeout_seconds,
+            max_message_bytes=rendezvous.state_bytes,
+            tls=rendezvous.identity,
+        )
+
+    with (
+        job.partition(batches, order.layout, member.rank, directory, keep=member.late) as data,
+        EncodingReports(member) as on_encoding,
+        Uploads(member, order.checkpoints) as uploads,
+    ):
+        if member.late:
+            data.keep_all()  # before the others wait for it
+        team = ElasticTeam(member, connect)
+        replica = Replica(
+            job,
+            team,
+            workers=order.workers,
+            state=None if kept is None else unpack(kept),
+            ledger=None if order.ledger is None else Ledger.from_json(order.ledger),
+            on_encoding=on_encoding,
+            recorder=uploads,
+        )
+        member.ready()
+        token = _RANK.set(member.rank)
+        try:
+            if team.start(replica):
+                replica.train(data, ProgressReports(member, replica))
+                uploads.finish()
+                on_encoding.flush()  # nobody hears it once the job is over
+                _deliver(member, replica, team, data)
+        finally:
+            _RANK.reset(token)
+            team.close()
+
+
+def _deliver(member: Member, replica: Replica, team: ElasticTeam, data: PartitionData) -> None:
+    """Send what came of it, and stay until the job is over: a worker that was lost may come back for the end."""
+    has_shared = has_own = False
+    while True:
+        if replica.leads and not has_shared:
+            member.send_blob("shared", replica.shared_state())
+            has_shared = True
+        if not has_own:
+            member.send_blob("state", pack(replica.state()))
+            member.report("done", {"stats": replica.stats(data).to_json()})
+            has_own = True
+        if not team.wait(for_missing=False):
+            return
