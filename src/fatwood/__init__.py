@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     )
     from fatwood.evaluation import Classification, Loss
     from fatwood.model import Fit, SparkModel
+    from fatwood.snapshots import Checkpoints, latest_checkpoint
     from fatwood.train import (
         AllReduce,
         EpochRecord,
         FitStats,
         GradientSharing,
         History,
+        Incident,
         ParameterAveraging,
         WorkerStats,
     )
@@ -36,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaptiveThreshold",
     "AllReduce",
+    "Checkpoints",
     "Classification",
     "DensityWarmup",
     "EncodingRecord",
@@ -45,6 +48,7 @@ __all__ = [
     "FixedThreshold",
     "GradientSharing",
     "History",
+    "Incident",
     "Loss",
     "ParameterAveraging",
     "ResidualClipping",
@@ -53,6 +57,7 @@ __all__ = [
     "WorkerStats",
     "__version__",
     "errors",
+    "latest_checkpoint",
 ]
 
 _ROOMS = {
@@ -66,12 +71,14 @@ _ROOMS = {
     ),
     "evaluation": ("Classification", "Loss"),
     "model": ("Fit", "SparkModel"),
+    "snapshots": ("Checkpoints", "latest_checkpoint"),
     "train": (
         "AllReduce",
         "EpochRecord",
         "FitStats",
         "GradientSharing",
         "History",
+        "Incident",
         "ParameterAveraging",
         "WorkerStats",
     ),

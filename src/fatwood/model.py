@@ -18,6 +18,7 @@ from fatwood.checkpoint import read_model, write_model
 from fatwood.data import OnBadRow
 from fatwood.errors import OptionError, UserError
 from fatwood.evaluation import Classification, Loss
+from fatwood.snapshots import Checkpoints
 from fatwood.train import (
     FitStats,
     GradientSharing,
@@ -30,6 +31,8 @@ from fatwood.train import (
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
+
+    from fatwood.spark.fit import FitState
 
 __all__ = ["Fit", "SparkModel"]
 
@@ -95,12 +98,21 @@ class SparkModel:
         shuffle: bool = True,
         seed: int = 0,
         on_bad_row: OnBadRow = "error",
+        min_workers: int | None = None,
+        heartbeat_timeout_seconds: float = 10.0,
+        rejoin_timeout_seconds: float = 120.0,
+        checkpoints: Checkpoints | None = None,
+        resume_from: str | Path | None = None,
+        encrypt: bool = False,
         progress: bool = True,
     ) -> Fit:
-        """Train the network on a DataFrame, as one Spark job.
+        """Train the network on a DataFrame, as one Spark job for each worker.
 
         A further fit goes on where the last one ended: optimizers, residuals and thresholds survive, so two fits
         of one epoch equal one fit of two epochs. :meth:`reset` begins anew.
+
+        When a worker is lost, the others go on; another process takes its place, gets the state of the training from
+        a living worker, and goes on with the rows of it that are not trained yet. ``fit.stats`` counts what that cost.
 
         Args:
             df: Read twice: once to count its rows, once to train. Cache it if it is expensive.
@@ -114,14 +126,33 @@ class SparkModel:
             shuffle: Whether every epoch has its own random order.
             seed: Of orders and of the workers' random generators. The same seed, rows and workers give the same bits.
             on_bad_row: What to do with nulls, NaN, wrong lengths and labels out of range: ``"error"`` or ``"skip"``.
+            min_workers: With fewer workers training waits, at the start and later. With a number, the fit begins with
+                that many if not all have started within two minutes, and goes on without the rows of workers that do
+                not come back in time (counted in ``fit.stats.rows_lost``). None: all workers at the start, one
+                later, and no row is given up.
+            heartbeat_timeout_seconds: A worker that is silent for so long is lost. One whose process has died is
+                noticed at once.
+            rejoin_timeout_seconds: How long training waits for lost workers when it cannot go on without them.
+            checkpoints: Where and how often to keep what is needed to go on after the driver was lost.
+            resume_from: A checkpoint, or a folder of them (then the newest), to go on from; all other arguments and
+                the rows as in the fit that was broken off.
+            encrypt: Encrypt the workers' connections with TLS, by a key of this fit alone; needs the extra ``encrypt``
+                on the driver.
             progress: Show a progress bar when there is a terminal.
 
         Raises:
             UserError: Something the caller can change; most are found before any Spark task starts.
             WorldError: The cluster failed. The network is then as it was before.
         """
+        from fatwood.spark.elasticity import Elasticity
         from fatwood.spark.fit import fit
 
+        elasticity = Elasticity(
+            min_workers=min_workers,
+            heartbeat_timeout_seconds=heartbeat_timeout_seconds,
+            rejoin_timeout_seconds=rejoin_timeout_seconds,
+            checkpoints=checkpoints,
+        )
         job = TrainingJob(
             network=self.network,
             loss=_given("loss", self.loss),
@@ -143,7 +174,10 @@ class SparkModel:
                 label=label,
                 workers=workers,
                 directory=directory,
-                states=self._run.states_for(self.strategy),
+                before=None if resume_from is not None else self._run.state_for(self.strategy),
+                elasticity=elasticity,
+                resume_from=None if resume_from is None else str(resume_from),
+                encrypt=encrypt,
                 progress=progress,
             )
         except BaseException:
@@ -151,7 +185,7 @@ class SparkModel:
             raise
         self.network.load_state_dict(outcome.state_dict)
         self._run.close()
-        self._run = _RunState(self._run.epochs + epochs, self.strategy, outcome.states, directory)
+        self._run = _RunState(outcome.state, self.strategy, directory)
         return Fit(history=outcome.history, stats=outcome.stats)
 
     def evaluate(
@@ -298,23 +332,23 @@ class _RunState:
     """What workers need to go on where the last fit ended: files in a directory that goes with this object."""
 
     def __init__(
-        self,
-        epochs: int = 0,
-        strategy: Strategy | None = None,
-        states: Mapping[int, Path] | None = None,
-        directory: Path | None = None,
+        self, state: FitState | None = None, strategy: Strategy | None = None, directory: Path | None = None
     ) -> None:
-        self.epochs = epochs
+        self._state = state
         self._strategy = strategy
-        self._states = dict(states or {})
         self._remove = weakref.finalize(self, _remove_directory, directory)
 
-    def states_for(self, strategy: Strategy) -> dict[int, Path]:
-        """Each worker's state, by rank."""
-        if self._states and strategy != self._strategy:
+    @property
+    def epochs(self) -> int:
+        """Of all fits until now."""
+        return 0 if self._state is None else self._state.epochs
+
+    def state_for(self, strategy: Strategy) -> FitState | None:
+        """What the last fit left."""
+        if self._state is not None and strategy != self._strategy:
             text = f"strategy: the last fit was made with {self._strategy}, received {strategy}"
             raise OptionError(text, hint="call model.reset() to begin with fresh optimizers and residuals")
-        return self._states
+        return self._state
 
     def close(self) -> None:
         """Remove the files."""

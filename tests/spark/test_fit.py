@@ -17,9 +17,10 @@ from torch import nn
 from fatwood import AllReduce, FixedThreshold, GradientSharing, ParameterAveraging, SparkModel
 from fatwood.codec import EncodingRecord, Multiples
 from fatwood.errors import NotFiniteError, OptionError, ProtocolError
+from fatwood.exchange import Event
 from fatwood.exchange.frames import MAX_BODY_BYTES
-from fatwood.spark.job import _Watch
-from fatwood.spark.task import _EncodingReports
+from fatwood.spark.watch import Watch
+from fatwood.train.reports import EncodingReports
 
 pytestmark = pytest.mark.spark
 
@@ -278,7 +279,7 @@ class Told:
 def test_a_fast_worker_does_not_flood_the_driver() -> None:
     member = Told()
     start = time.monotonic()
-    with _EncodingReports(member) as on_encoding:
+    with EncodingReports(member) as on_encoding:
         for step in range(1, 1001):
             on_encoding([replace(RECORD, step=step)])
     most = 2 + 2 * (time.monotonic() - start)
@@ -296,7 +297,7 @@ def test_what_is_measured_is_told_also_when_the_job_fails_unless_it_was_called_o
     for stopped, told in ((None, [[1], [2]]), ("the driver ended the job", [[1]])):
         member = Told()
         member.stopped = stopped
-        with pytest.raises(KeyError), _EncodingReports(member) as on_encoding:  # noqa: PT012
+        with pytest.raises(KeyError), EncodingReports(member) as on_encoding:  # noqa: PT012
             for step in (1, 2):
                 on_encoding([replace(RECORD, step=step)])
             raise KeyError
@@ -304,7 +305,16 @@ def test_what_is_measured_is_told_also_when_the_job_fails_unless_it_was_called_o
 
 
 def test_records_that_make_no_sense_are_a_protocol_error() -> None:
+    watch = Watch(
+        None,
+        None,
+        workers=2,
+        start_timeout_seconds=1,
+        on_progress=lambda *_: None,
+        writer=None,
+        how_to_resume=lambda: "",
+    )
     with pytest.raises(
         ProtocolError, match="worker 1 on host h: expected records of encoding_debug, received"
     ):
-        _Watch(None, None, None, None)._log_encoding(1, {"records": [{"step": 1}]}, "worker 1 on host h")
+        watch._take(Event(1, "h", "encoding", {"records": [{"step": 1}]}, 7))

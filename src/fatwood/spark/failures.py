@@ -15,13 +15,22 @@ from pyspark.errors import PySparkException
 from fatwood import errors
 from fatwood.spark.shipping import installed_folders, is_within
 
-__all__ = ["describe_failure", "failure_of_spark", "rebuild_failure", "severity", "spark_errors"]
+__all__ = [
+    "describe_failure",
+    "failure_of_spark",
+    "is_of_the_machine",
+    "rebuild_failure",
+    "severity",
+    "spark_errors",
+]
 
 _PACKAGE = (os.path.join(os.path.dirname(errors.__file__), ""),)
 _MAX_CHARACTERS = 40_000
 """Of a message or traceback; a report of the control channel takes 1 MiB of escaped JSON."""
 _DETAILS = ("position", "n", "value", "parameter")
 """What a `NotFiniteError` knows beside its message."""
+_ROLLBACK = "cannot rollback a running result stage"
+"""What Spark 4 says when it ends all jobs over a shuffle whose lost part came out different the second time."""
 _HEADER = "Traceback (most recent call last):\n"
 
 
@@ -45,6 +54,15 @@ def describe_failure(error: BaseException) -> dict[str, Any]:
         "traceback": trace,
         "details": {name: getattr(error, name) for name in _DETAILS if hasattr(error, name)},
     }
+
+
+def is_of_the_machine(failure: Mapping[str, Any]) -> bool:
+    """Whether another attempt, on another machine perhaps, can do better.
+
+    Args:
+        failure: From :func:`describe_failure`.
+    """
+    return failure.get("type") in (errors.ClusterError.__name__, errors.StorageError.__name__)
 
 
 def rebuild_failure(failure: Mapping[str, Any], where: str) -> errors.FatwoodError:
@@ -91,6 +109,12 @@ def spark_errors() -> Iterator[None]:
 def failure_of_spark(error: BaseException) -> errors.FatwoodError:
     """The error to raise when a Spark job itself failed, with a Python error of the user's plan first."""
     text = str(error)
+    if _ROLLBACK in text:
+        message = (
+            "the DataFrame gave other rows when a part of it was computed again after a machine was lost"
+        )
+        hint = "write it to storage and read it from there before the fit; sample() and rand() over a shuffle do this"
+        return errors.UserError(message, hint=hint)
     found = re.search(r"Lost task [\d.]+ in stage [\d.]+ \(TID \d+\)(?: \([^)]*\))?", text)
     place = f" ({found.group(0)})" if found else ""
     trace = _python_traceback(text)
