@@ -7,7 +7,7 @@ The moments come from the workers themselves: the loss writes down time, process
 rests on what Fatwood says of itself; what it says (`fit.stats`) is then compared with that.
 
 * worker: `kill -9` of a Python worker; executor: of an executor's JVM; hung: SIGSTOP of a Python worker.
-  The time is from the kill to the first minibatch of the survivors after the pause.
+  The time is from the strike until all survivors have completed a step without the victim.
 * twenty: twenty kills of Python workers at random moments of one fit, against the undisturbed fit.
 * driver: `kill -9` of the driver at a random moment, and the same fit resumed from its last checkpoint.
 * overhead: steps per second with checkpoints every 5 s against none, in turns; with `--baseline PYTHON` also against
@@ -157,19 +157,19 @@ class Attacker(threading.Thread):
 
 
 def pauses(calls: list[LossCall], struck: list[tuple[float, int, int]]) -> list[float]:
-    """For each strike the seconds until every survivor computed again after its longest pause."""
+    """For each strike the seconds until every survivor has agreed on a round without the victim.
+
+    A message of the victim may still be on its way, so a survivor's first minibatch after the strike may follow a round
+    with it; its second one follows a round without.
+    """
     found = []
     for at, rank, _ in struck:
-        resumed = []
+        seconds = []
         for survivor in {call.rank for call in calls} - {rank}:
-            times = sorted(
-                c.seconds for c in calls if c.rank == survivor and at - 1.0 < c.seconds < at + 25.0
-            )
-            gaps = [(b - a, b) for a, b in pairwise(times) if b > at]
-            if gaps:
-                resumed.append(max(gaps)[1] - at)
-        if resumed:
-            found.append(max(resumed))
+            after = sorted(call.seconds - at for call in calls if call.rank == survivor and call.seconds > at)
+            seconds += after[1:2]
+        if seconds:
+            found.append(max(seconds))
     return found
 
 

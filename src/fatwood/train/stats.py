@@ -212,8 +212,8 @@ class FitStats:
 
 
 def _waits(seconds: Mapping[int, float]) -> str:
-    """Whom a worker waited for, the longest first; nothing where it is less than a second in all."""
-    if sum(seconds.values()) < 1:
+    """Whom a worker waited for, the longest first; nothing where it is less than five seconds in all."""
+    if sum(seconds.values()) < 5:
         return ""
     longest = sorted(seconds.items(), key=lambda item: -item[1])
     return ", ".join(f"{waited:.1f} s for worker {rank}" for rank, waited in longest if waited >= 0.1)
