@@ -10,8 +10,7 @@ rests on what Fatwood says of itself; what it says (`fit.stats`) is then compare
   The time is from the strike until all survivors have completed a step without the victim.
 * twenty: twenty kills of Python workers at random moments of one fit, against the undisturbed fit.
 * driver: `kill -9` of the driver at a random moment, and the same fit resumed from its last checkpoint.
-* overhead: steps per second with checkpoints every 5 s against none, in turns; with `--baseline PYTHON` also against
-  the Fatwood that this interpreter has installed.
+* overhead: steps per second with checkpoints every 5 s against none, in turns (`steps.py` compares with another version).
 * schedules: random fault schedules of the protocol in one process.
 """
 
@@ -200,6 +199,7 @@ def counts(calls: list[LossCall], fit: Fit, epochs: int, strikes: int) -> dict[s
         "rows_computed_again": sum(max(0, count - epochs) for count in computed.values()),
         "rows_computed_again_at_most": strikes * BATCH_SIZE,
         "digest_equal": stats.digest_equal,
+        "digest": f"{stats.workers[0].digest:016x}",
         "workers_lost": stats.workers_lost,
         "rejoined": stats.rejoined,
     }
