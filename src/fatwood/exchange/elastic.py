@@ -12,7 +12,6 @@
 
 Nobody completes round k + 1 without a message of everybody in the view, so survivors are never more than one round
 apart; and a message of a lost worker counts if a survivor completed the round with it, else for nobody.
-
 """
 
 from __future__ import annotations
