@@ -1,6 +1,6 @@
 """What a lost worker costs: real kills of Python workers, executors and the driver of a real Spark cluster.
 
-    python benchmarks/faults.py [--parts worker executor hung twenty driver overhead schedules] [--kills 5] [--json]
+    python benchmarks/faults.py [--parts worker executor hung twenty driver schedules] [--kills 5] [--json]
 
 A standalone cluster of four single-core executors on this machine trains the demo's network on the demo's 12,000 digits.
 The moments come from the workers themselves: the loss writes down time, process and rows of every minibatch, so nothing
@@ -10,7 +10,6 @@ rests on what Fatwood says of itself; what it says (`fit.stats`) is then compare
   The time is from the strike until all survivors have completed a step without the victim.
 * twenty: twenty kills of Python workers at random moments of one fit, against the undisturbed fit.
 * driver: `kill -9` of the driver at a random moment, and the same fit resumed from its last checkpoint.
-* overhead: steps per second with checkpoints every 5 s against none, in turns (`steps.py` compares with another version).
 * schedules: random fault schedules of the protocol in one process.
 """
 
@@ -333,27 +332,6 @@ def _seconds_until_gone(pids: set[int]) -> float:
     return time.time() - start
 
 
-def overhead(spark: SparkSession, repetitions: int = 3) -> dict[str, Any]:
-    """Steps per second with and without checkpoints, in turns."""
-    train_rows, _ = rows(spark)
-    seconds: dict[str, list[float]] = {"plain": [], "checkpoints": []}
-    for _ in range(repetitions):
-        for name, measured in seconds.items():
-            with tempfile.TemporaryDirectory(prefix="fatwood-faults-") as folder:
-                policy = Checkpoints(uri=folder, every_seconds=5.0) if name == "checkpoints" else None
-                strategy = GradientSharing(threshold=AdaptiveThreshold(initial=1e-3))
-                plain = SparkModel(network(), loss=KeyedLoss(), optimizer=OPTIMIZER, strategy=strategy)
-                fit = train(plain, train_rows, 8, checkpoints=policy)
-                measured.append(sum(record.seconds for record in fit.history[1:]))
-    best = {name: min(values) for name, values in seconds.items()}
-    steps = 7 * 12_000 / WORKERS / BATCH_SIZE
-    return {
-        "steps_per_s": {name: steps / value for name, value in best.items()},
-        "steps_over_plain": best["plain"] / best["checkpoints"],
-        "seconds": seconds,
-    }
-
-
 def schedules(count: int) -> dict[str, Any]:
     """Random fault schedules of the protocol; see `fatwood.testing.simulation`."""
     command = [sys.executable, "-m", "fatwood.testing.simulation", "--schedules", str(count), "--json"]
@@ -362,7 +340,7 @@ def schedules(count: int) -> dict[str, Any]:
     return result
 
 
-PARTS = ("worker", "executor", "hung", "twenty", "driver", "overhead", "schedules")
+PARTS = ("worker", "executor", "hung", "twenty", "driver", "schedules")
 
 
 def main() -> None:
@@ -397,8 +375,6 @@ def main() -> None:
                     keep(part, attack(spark, part, arguments.kills, epochs))
             if "twenty" in arguments.parts:
                 keep("twenty", twenty(spark, 20))
-            if "overhead" in arguments.parts:
-                keep("overhead", overhead(spark))
             spark.stop()
     if arguments.json:
         print(json.dumps(found))

@@ -1,21 +1,24 @@
-"""Steps per second of the demo's fit, by this Fatwood and by another one, in turns.
+"""Steps per second of the demo's fit: plain, with a checkpoint every five seconds, and by another Fatwood, in turns.
 
     python benchmarks/steps.py [--against PYTHON] [--epochs 10] [--repetitions 3] [--json]
 
-PYTHON is the interpreter of an environment with the other version. Both train the demo's network on its digits with two
-workers on `local[2]`; the first epoch, which waits for the rows, is left out. The best repetition counts.
+PYTHON is the interpreter of an environment with the other version. All train the demo's network on its digits with two
+workers on `local[2]`; the first epoch, which waits for the rows, is left out. Ratios are of the best repetitions, and
+`median_ratio` is the median of the ratios within a turn, since a shared machine drifts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 
-def one(epochs: int) -> float:
+def one(epochs: int, *, checkpoints: bool) -> float:
     """Seconds of all epochs but the first."""
     from torch import nn
 
@@ -24,7 +27,12 @@ def one(epochs: int) -> float:
     from fatwood.demo.run import BATCH_SIZE, WORKERS, network, optimizer, strategy
     from fatwood.spark.local import local_session
 
-    with local_session(WORKERS) as spark:
+    with local_session(WORKERS) as spark, tempfile.TemporaryDirectory(prefix="fatwood-steps-") as folder:
+        options: dict[str, Any] = {}
+        if checkpoints:  # the other version may not know them
+            from fatwood import Checkpoints
+
+            options["checkpoints"] = Checkpoints(uri=folder, every_seconds=5.0)
         train, _ = digits(spark)
         model = SparkModel(network(), loss=nn.CrossEntropyLoss(), optimizer=optimizer, strategy=strategy())
         fit = model.fit(
@@ -35,40 +43,46 @@ def one(epochs: int) -> float:
             epochs=epochs,
             workers=WORKERS,
             progress=False,
+            **options,
         )
     return sum(record.seconds for record in fit.history[1:])
 
 
-def timed(python: str, epochs: int) -> float:
-    """The same in a process of its own, by the Fatwood of this interpreter."""
-    command = [python, __file__, "--one", "--epochs", str(epochs)]
+def timed(command: list[str]) -> float:
+    """The same in a process of its own, by the Fatwood of that interpreter."""
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     return float(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
-    """Run both in turns and print steps per second, or JSON as the last line."""
+    """Run all in turns and print steps per second, or JSON as the last line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", metavar="PYTHON")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=("plain", "checkpoints"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(one(arguments.epochs))
+        print(one(arguments.epochs, checkpoints=arguments.one == "checkpoints"))
         return
-    pythons = {"this": sys.executable} | ({"other": arguments.against} if arguments.against else {})
-    seconds: dict[str, list[float]] = {name: [] for name in pythons}
+    once = [__file__, "--epochs", str(arguments.epochs), "--one"]
+    commands = {name: [sys.executable, *once, name] for name in ("plain", "checkpoints")}
+    if arguments.against:
+        commands["other"] = [arguments.against, *once, "plain"]
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(arguments.repetitions):
-        for name, python in pythons.items():
-            seconds[name].append(timed(python, arguments.epochs))
+        for name, command in commands.items():
+            seconds[name].append(timed(command))
     steps = (arguments.epochs - 1) * -(
         -6_000 // 32
     )  # each of two workers has 6,000 rows, in minibatches of 32
     found: dict[str, Any] = {"steps_per_s": {name: steps / min(times) for name, times in seconds.items()}}
-    if arguments.against:
-        found["this_over_other"] = min(seconds["other"]) / min(seconds["this"])
+    for base in ("plain", "other"):
+        for name in seconds.keys() - {"other", base} if base in seconds else ():
+            found[f"{name}_over_{base}"] = min(seconds[base]) / min(seconds[name])
+            pairs = zip(seconds[base], seconds[name], strict=True)
+            found[f"{name}_over_{base}_median_ratio"] = statistics.median(b / n for b, n in pairs)
     print(json.dumps({**found, "seconds": seconds}) if arguments.json else found)
 
 

@@ -5,8 +5,9 @@ from fatwood.train.ledger import Ledger
 from fatwood.train.order import Rendezvous, WorkOrder
 from fatwood.train.packing import pack, unpack
 from fatwood.train.recorder import RunRecorder
+from fatwood.train.records import EpochRecord, History, StepRecord, ValidationRecord
 from fatwood.train.replica import EncodingCallback, ProgressCallback, Replica
-from fatwood.train.stats import EpochRecord, FitStats, History, Incident, WorkerStats
+from fatwood.train.stats import FitStats, Incident, WorkerStats
 from fatwood.train.step import Forward, forward, forward_and_loss, user_code
 from fatwood.train.strategies import AllReduce, GradientSharing, ParameterAveraging
 from fatwood.train.strategy import Strategy
@@ -29,8 +30,10 @@ __all__ = [
     "Rendezvous",
     "Replica",
     "RunRecorder",
+    "StepRecord",
     "Strategy",
     "TrainingJob",
+    "ValidationRecord",
     "WorkOrder",
     "WorkerStats",
     "current_rank",

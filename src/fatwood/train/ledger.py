@@ -14,7 +14,7 @@ from typing import Any
 
 from fatwood.errors import ProtocolError
 from fatwood.train.header import Header
-from fatwood.train.stats import EpochRecord, epoch_record
+from fatwood.train.records import EpochRecord, epoch_record
 
 __all__ = ["Ledger", "Stage"]
 

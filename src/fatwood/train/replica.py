@@ -32,8 +32,9 @@ from fatwood.train.job import TrainingJob
 from fatwood.train.ledger import Ledger, Stage
 from fatwood.train.packing import pack, unpack
 from fatwood.train.recorder import RunRecorder
+from fatwood.train.records import EpochRecord
 from fatwood.train.reduce import DenseReducer, headers_of
-from fatwood.train.stats import EncodingLog, EpochRecord, PhaseClock, WorkerStats
+from fatwood.train.stats import EncodingLog, PhaseClock, WorkerStats
 from fatwood.train.step import Step, user_code
 
 __all__ = ["EncodingCallback", "ProgressCallback", "Replica"]

@@ -3,63 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fatwood.codec import EncodingRecord, findings
 
 __all__ = [
     "EncodingLog",
-    "EpochRecord",
     "FitStats",
-    "History",
     "Incident",
     "PhaseClock",
     "WorkerStats",
-    "epoch_record",
 ]
 
 T = TypeVar("T")
 
 _ENCODING_RECORDS = 1000
 """At most so many of a worker are kept: half a megabyte on their way to the driver, in a frame of at most one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochRecord:
-    """One epoch over all workers; equal on all of them but for the seconds."""
-
-    epoch: int
-    """Counted from 0 over the model's whole life."""
-    loss: float
-    """Mean training loss over the epoch's rows, as they were trained."""
-    rows: int
-    seconds: float
-    """Wall time on worker 0."""
-    rows_of_worker: tuple[int, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> EpochRecord:
-        """From the values of :meth:`to_json`."""
-        return cls(**{**values, "rows_of_worker": tuple(values["rows_of_worker"])})
-
-    def __str__(self) -> str:
-        return f"epoch {self.epoch + 1}: loss {self.loss:.4f}, {self.rows} rows in {self.seconds:.1f} s"
-
-
-class History(tuple[EpochRecord, ...]):
-    """The epochs of a fit, in order; prints as a line each."""
-
-    __slots__ = ()
-
-    def __str__(self) -> str:
-        return "\n".join(str(record) for record in self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,10 +243,3 @@ class EncodingLog:
                 if self._seen % self._every == 0:
                     self._kept.append(record)
             self._seen += 1
-
-
-def epoch_record(epoch: int, rows: Sequence[int], loss_sum: float, seconds: float) -> EpochRecord:
-    """A record from each worker's rows and the sum of losses over all rows."""
-    total = sum(rows)
-    loss = loss_sum / total if total else float("nan")
-    return EpochRecord(epoch=epoch, loss=loss, rows=total, seconds=seconds, rows_of_worker=tuple(rows))
