@@ -21,8 +21,8 @@ from torch import nn
 import fatwood.demo.run as demo
 from fatwood.codec import Coder, TargetSparsityThreshold, ThresholdEncoder, decode, encode
 from fatwood.demo.digits import arrays
-from fatwood.testing.threads import shard, train_in_threads
-from fatwood.train import GradientSharing, TrainingJob
+from fatwood.testing.threads import shard, train_in_threads, training_job
+from fatwood.train import GradientSharing
 
 DENSITIES = tuple(float(p) for p in np.geomspace(1e-4, 0.3, 72))
 """Of the random masks; neighbours differ by an eighth, so no peak of the Rice code's sawtooth is stepped over."""
@@ -176,7 +176,7 @@ def _train(network: nn.Module, chosen: GradientSharing, epochs: int, seed: int) 
     shards = [
         shard(features, labels.astype(np.int64), order[rank :: demo.WORKERS]) for rank in range(demo.WORKERS)
     ]
-    job = TrainingJob(
+    job = training_job(
         network=network,
         loss=nn.CrossEntropyLoss(),
         optimizer=demo.optimizer,

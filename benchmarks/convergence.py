@@ -23,8 +23,8 @@ from torch import nn
 from fatwood.data import Layout
 from fatwood.demo.digits import arrays
 from fatwood.demo.run import BATCH_SIZE, EPOCHS, WORKERS, network, optimizer, strategy
-from fatwood.testing.threads import shard, train_in_threads
-from fatwood.train import AllReduce, ParameterAveraging, Strategy, TrainingJob
+from fatwood.testing.threads import shard, train_in_threads, training_job
+from fatwood.train import AllReduce, ParameterAveraging, Strategy
 
 LAYOUT = Layout(
     feature_width=784, feature_dtype="float32", feature_name="pixels", label_dtype="int64", label_name="digit"
@@ -37,7 +37,7 @@ def run(chosen: Strategy, seed: int, epochs: int) -> dict[str, Any]:
     features = images.astype(np.float32) / 255
     order = np.random.default_rng(seed).permutation(len(labels))
     shards = [shard(features, labels.astype(np.int64), order[rank::WORKERS]) for rank in range(WORKERS)]
-    job = TrainingJob(
+    job = training_job(
         network=network(seed),
         loss=nn.CrossEntropyLoss(),
         optimizer=optimizer,

@@ -20,16 +20,21 @@ if TYPE_CHECKING:
         TargetSparsityThreshold,
     )
     from fatwood.evaluation import Classification, Loss
-    from fatwood.model import Fit, SparkModel
+    from fatwood.model import SparkModel
     from fatwood.snapshots import Checkpoints, latest_checkpoint
     from fatwood.train import (
         AllReduce,
+        Callback,
+        DiLoCo,
+        EarlyStopping,
         EpochRecord,
+        Fit,
         FitStats,
         GradientSharing,
         History,
         Incident,
         ParameterAveraging,
+        WorkerCallback,
         WorkerStats,
     )
 
@@ -38,9 +43,12 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaptiveThreshold",
     "AllReduce",
+    "Callback",
     "Checkpoints",
     "Classification",
     "DensityWarmup",
+    "DiLoCo",
+    "EarlyStopping",
     "EncodingRecord",
     "EpochRecord",
     "Fit",
@@ -54,6 +62,7 @@ __all__ = [
     "ResidualClipping",
     "SparkModel",
     "TargetSparsityThreshold",
+    "WorkerCallback",
     "WorkerStats",
     "__version__",
     "errors",
@@ -70,16 +79,21 @@ _ROOMS = {
         "TargetSparsityThreshold",
     ),
     "evaluation": ("Classification", "Loss"),
-    "model": ("Fit", "SparkModel"),
+    "model": ("SparkModel",),
     "snapshots": ("Checkpoints", "latest_checkpoint"),
     "train": (
         "AllReduce",
+        "Callback",
+        "DiLoCo",
+        "EarlyStopping",
         "EpochRecord",
+        "Fit",
         "FitStats",
         "GradientSharing",
         "History",
         "Incident",
         "ParameterAveraging",
+        "WorkerCallback",
         "WorkerStats",
     ),
 }

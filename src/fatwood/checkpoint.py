@@ -16,16 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
+from fatwood import blueprint, storage
 from fatwood.archive import Archive, Kind, write_archive
 from fatwood.errors import UserError
 
-__all__ = ["FORMAT_VERSION", "SavedModel", "read_model", "write_model"]
+__all__ = ["FORMAT_VERSION", "SavedModel", "load_network", "read_model", "write_model"]
 
 FORMAT_VERSION = 1
 """The version written, and the newest that can be read."""
@@ -169,3 +172,33 @@ def _state_dict(weights: bytes, names: list[list[str]], archive: Archive) -> dic
         problem = f"{_WEIGHTS}: expected {len(names)} named tensors, received {len(tensors)}"
         raise archive.damaged(problem)
     return state_dict
+
+
+def load_network(uri: str | Path, network: torch.nn.Module | None) -> torch.nn.Module:
+    """A saved network: rebuilt from what the file says of its class, or the one that is given, with the saved tensors.
+
+    Args:
+        uri: Of the file.
+        network: To load the tensors into, or None.
+
+    Raises:
+        StorageError: There is no such file, or it is damaged or of a newer version.
+        UserError: The file cannot say how to rebuild the network and none was given, or the one given does not fit; it is
+            then as it was.
+    """
+    with storage.open_read(uri) as file:
+        saved = read_model(file)
+    if network is None:
+        if saved.blueprint is None:
+            text = f"{uri}: the file does not say how to rebuild its network, and none was given"
+            hint = "SparkModel.load(uri, network=Net(...)), with the arguments it was saved with"
+            raise UserError(text, hint=hint)
+        network = blueprint.build(saved.blueprint)
+    before = {k: v.clone() for k, v in network.state_dict().items() if not is_lazy(v)}
+    try:
+        network.load_state_dict(saved.state_dict)
+    except RuntimeError as error:
+        network.load_state_dict(before, strict=False)  # torch has copied what did fit
+        text = f"{uri}: the saved tensors do not fit the network: {error}"
+        raise UserError(text, hint="build the network with the arguments it was saved with") from error
+    return network

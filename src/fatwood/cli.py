@@ -8,9 +8,11 @@ from pathlib import Path
 
 import click
 
-from fatwood.errors import FatwoodError
+from fatwood.errors import FatwoodError, OptionError, StorageError
 
 __all__ = ["main"]
+
+_MAX_STATS_BYTES = 1 << 30
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,6 +45,35 @@ def demo(*, as_json: bool, save_to: Path, epochs: int | None) -> None:
     )
     if as_json:
         click.echo(json.dumps(result.to_json()))
+
+
+@cli.command()
+@click.argument("file")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="Where to write the page.  [default: FILE with .html instead of its ending, in this folder]",
+)
+@click.option("--title", default="Fatwood training report", help="Of the page.", show_default=True)
+@click.option(
+    "--open/--no-open", "show", default=True, help="Open the page in the browser.", show_default=True
+)
+def report(*, file: str, output: Path | None, title: str, show: bool) -> None:
+    """Make an HTML page from FILE, the statistics that fit.stats.save(...) wrote; FILE may be a URI."""
+    from fatwood import storage
+    from fatwood.report import decode, page
+
+    path = output or Path(Path(file.rstrip("/")).name).with_suffix(".html")
+    try:
+        content = page(decode(storage.read_bytes(file, max_bytes=_MAX_STATS_BYTES)), title=title).encode()
+    except OptionError as error:
+        text = f"cannot read {file}: {error.message}"
+        raise StorageError(text, hint=error.hint) from error
+    storage.write_atomic(path, lambda opened: opened.writelines([content]))
+    click.echo(path)
+    if show and click.launch(path.resolve().as_uri()) != 0:
+        click.echo("no browser could be started; open the file yourself", err=True)
 
 
 def main() -> None:

@@ -2,49 +2,40 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch.nn.parameter import is_lazy
 
 from fatwood import blueprint, storage
-from fatwood.checkpoint import read_model, write_model
+from fatwood.checkpoint import load_network, write_model
 from fatwood.data import OnBadRow
-from fatwood.errors import OptionError, UserError
+from fatwood.errors import OptionError
 from fatwood.evaluation import Classification, Loss
 from fatwood.snapshots import Checkpoints
+from fatwood.spark.run_state import RunState
 from fatwood.train import (
-    FitStats,
+    Callback,
+    Callbacks,
+    EarlyStopping,
+    Fit,
     GradientSharing,
-    History,
     LossFunction,
     OptimizerFactory,
+    Precision,
+    Recipe,
+    SchedulerFactory,
     Strategy,
     TrainingJob,
+    WorkerCallback,
+    split_callbacks,
 )
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-    from fatwood.spark.fit import FitState
-
 __all__ = ["Fit", "SparkModel"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fit:
-    """What :meth:`SparkModel.fit` returns."""
-
-    history: History
-    """One record per epoch: loss, rows, seconds."""
-    stats: FitStats
-    """Rows, bytes, phases and digests of all workers."""
 
 
 class SparkModel:
@@ -52,8 +43,12 @@ class SparkModel:
 
     Args:
         network: Any ``torch.nn.Module`` that takes one tensor ``(B, width)`` and returns one tensor ``(B, ...)``.
-        loss: ``loss(output, label)``, the mean over the rows. Needed to fit; optional to evaluate.
-        optimizer: Makes an optimizer from parameters, on every worker. Needed to fit.
+        loss: ``loss(output, label)``, the mean over the rows; or ``loss(network, batch)``, which does the forward pass itself:
+            its second parameter is called ``batch``, a minibatch with ``features``, ``label`` and ``weight``. Needed to
+            fit; optional to evaluate.
+        optimizer: Makes an optimizer from parameters, on every worker. Needed to fit. For several groups, the list it is
+            given has the network: ``lambda parameters: SGD([{"params": parameters.network.head.parameters()}, ...])``.
+        scheduler: Makes a learning-rate scheduler from the optimizer, on every worker.
         strategy: How the workers train together.
 
     Example::
@@ -69,6 +64,7 @@ class SparkModel:
         *,
         loss: LossFunction | None = None,
         optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
         strategy: Strategy | None = None,
     ) -> None:
         if not isinstance(network, torch.nn.Module):
@@ -78,8 +74,9 @@ class SparkModel:
         """The network itself, a plain module, on the driver; :meth:`fit` changes its parameters in place."""
         self.loss = loss
         self.optimizer = optimizer
+        self.scheduler = scheduler
         self.strategy = GradientSharing() if strategy is None else strategy
-        self._run = _RunState()
+        self._run = RunState()
 
     @property
     def epochs_trained(self) -> int:
@@ -91,19 +88,33 @@ class SparkModel:
         df: DataFrame,
         *,
         features: str | Sequence[str],
-        label: str,
+        label: str | None = None,
+        weight: str | None = None,
+        validation: DataFrame | None = None,
         batch_size: int = 32,
         epochs: int = 1,
         workers: int | None = None,
         shuffle: bool = True,
         seed: int = 0,
         on_bad_row: OnBadRow = "error",
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        precision: Precision = "float32",
+        compile: bool | Mapping[str, Any] = False,  # noqa: A002  # torch's own word
+        schedule: Literal["step", "epoch"] = "step",
+        validate_every: int | None = None,
+        early_stopping: EarlyStopping | None = None,
+        prefetch: int = 0,
         min_workers: int | None = None,
         heartbeat_timeout_seconds: float = 10.0,
         rejoin_timeout_seconds: float = 120.0,
         checkpoints: Checkpoints | None = None,
         resume_from: str | Path | None = None,
         encrypt: bool = False,
+        callbacks: Sequence[Callback | WorkerCallback] = (),
+        collect_stats: bool = False,
+        time_source: str = "job",
         progress: bool = True,
     ) -> Fit:
         """Train the network on a DataFrame, as one Spark job for each worker.
@@ -120,12 +131,30 @@ class SparkModel:
                 as ``(B, width)``: int64 if all are integers, else float32.
             label: A column: integers for classes ``(B,)`` int64; floats ``(B,)`` or arrays ``(B, k)`` float32. Where
                 the network returns as many numbers as the label has, the label comes in the output's shape and type.
+                None for a loss that is called with the network and the minibatch and needs no label.
+            weight: A column that says how much each row counts in the loss: numbers of at least 0, ``(B,)`` float32.
+                A row of weight 0 is read and counted, and changes nothing.
+            validation: A second DataFrame with the same columns, to measure the network on during the fit. Each worker
+                keeps an equal share of its rows on its local disk. They do not change what is trained.
             batch_size: Rows of a minibatch, per worker.
             epochs: Passes over all rows.
             workers: Spark tasks that train together; by default as many as the cluster can run at once.
             shuffle: Whether every epoch has its own random order.
             seed: Of orders and of the workers' random generators. The same seed, rows and workers give the same bits.
-            on_bad_row: What to do with nulls, NaN, wrong lengths and labels out of range: ``"error"`` or ``"skip"``.
+            on_bad_row: What to do with nulls, NaN, wrong lengths, labels out of range and negative weights: ``"error"``
+                or ``"skip"``.
+            accumulate: Minibatches whose gradients make one optimizer step, as one minibatch of so many times the rows.
+            clip_norm: The largest 2-norm of all gradients together, at an optimizer step.
+            clip_value: The largest absolute value of a gradient's element, at an optimizer step.
+            precision: Of forward and loss (``torch.autocast``): ``"float32"``, ``"bfloat16"`` or ``"float16"`` with loss
+                scaling. Parameters, gradients and messages stay float32.
+            compile: Let ``torch.compile`` compile the network on the workers; a dict holds its arguments. Executors need a
+                C++ compiler for its default backend.
+            schedule: When the scheduler steps: with every optimizer ``"step"``, or at each ``"epoch"``'s end.
+            validate_every: Agreements between two validations, and one at the end; None for one at each epoch's end.
+            early_stopping: When to stop before the last epoch, and whether to end with the best parameters.
+            prefetch: Minibatches that a thread of each worker reads ahead; 0 reads each when it is trained. It changes
+                speed and memory only.
             min_workers: With fewer workers training waits, at the start and later. With a number, the fit begins with
                 that many if not all have started within two minutes, and goes on without the rows of workers that do
                 not come back in time (counted in ``fit.stats.rows_lost``). None: all workers at the start, one
@@ -138,6 +167,10 @@ class SparkModel:
                 the rows as in the fit that was broken off.
             encrypt: Encrypt the workers' connections with TLS, by a key of this fit alone; needs the extra ``encrypt``
                 on the driver.
+            callbacks: Told of the fit: on the driver a `Callback`, in every worker a `WorkerCallback`.
+            collect_stats: Note when each worker does what, for ``fit.stats.to_html(...)`` and the other forms of it.
+            time_source: By which clock: the driver's, asked over the ``"job"``'s own connection, each machine's own
+                (``"system"``), or a time server's (``"ntp"``, ``"ntp:host"``; needs the extra ``ntp``).
             progress: Show a progress bar when there is a terminal.
 
         Raises:
@@ -145,18 +178,25 @@ class SparkModel:
             WorldError: The cluster failed. The network is then as it was before.
         """
         from fatwood.spark.elasticity import Elasticity
-        from fatwood.spark.fit import fit
+        from fatwood.spark.fit import fit_and_keep
+        from fatwood.spark.plan import FitOptions
+        from fatwood.spark.progress import ProgressBar
 
-        elasticity = Elasticity(
-            min_workers=min_workers,
-            heartbeat_timeout_seconds=heartbeat_timeout_seconds,
-            rejoin_timeout_seconds=rejoin_timeout_seconds,
-            checkpoints=checkpoints,
+        on_driver, on_workers = split_callbacks(callbacks)
+        recipe = Recipe(
+            optimizer=_given("optimizer", self.optimizer),
+            scheduler=self.scheduler,
+            schedule=schedule,
+            accumulate=accumulate,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+            precision=precision,
+            compile=compile,
         )
         job = TrainingJob(
             network=self.network,
             loss=_given("loss", self.loss),
-            optimizer=_given("optimizer", self.optimizer),
+            recipe=recipe,
             strategy=self.strategy,
             batch_size=batch_size,
             epochs=epochs,
@@ -164,29 +204,37 @@ class SparkModel:
             seed=seed,
             shuffle=shuffle,
             on_bad_row=on_bad_row,
+            weighted=weight is not None,
+            with_validation=validation is not None,
+            validate_every=validate_every,
+            early_stopping=early_stopping,
+            callbacks=on_workers,
+            collect_stats=collect_stats,
         )
-        directory = Path(tempfile.mkdtemp(prefix="fatwood-run-"))
-        try:
-            outcome = fit(
-                df,
-                job,
-                features=features,
-                label=label,
-                workers=workers,
-                directory=directory,
-                before=None if resume_from is not None else self._run.state_for(self.strategy),
-                elasticity=elasticity,
-                resume_from=None if resume_from is None else str(resume_from),
-                encrypt=encrypt,
-                progress=progress,
-            )
-        except BaseException:
-            shutil.rmtree(directory, ignore_errors=True)
-            raise
-        self.network.load_state_dict(outcome.state_dict)
+        elasticity = Elasticity(
+            min_workers=min_workers,
+            heartbeat_timeout_seconds=heartbeat_timeout_seconds,
+            rejoin_timeout_seconds=rejoin_timeout_seconds,
+            checkpoints=checkpoints,
+        )
+        options = FitOptions(
+            features=features,
+            label=label,
+            weight=weight,
+            validation=validation,
+            prefetch=prefetch,
+            time_source=time_source,
+            workers=workers,
+            elasticity=elasticity,
+            resume_from=None if resume_from is None else str(resume_from),
+            encrypt=encrypt,
+        )
+        told = Callbacks([ProgressBar(), *on_driver] if progress else on_driver)
+        fitted, run = fit_and_keep(df, job, options, run=self._run, callbacks=told)
         self._run.close()
-        self._run = _RunState(outcome.state, self.strategy, directory)
-        return Fit(history=outcome.history, stats=outcome.stats)
+        self._run = run
+        told.end(fitted.history, fitted.stats)
+        return fitted
 
     def evaluate(
         self,
@@ -292,6 +340,7 @@ class SparkModel:
         network: torch.nn.Module | None = None,
         loss: LossFunction | None = None,
         optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
         strategy: Strategy | None = None,
     ) -> SparkModel:
         """Read a file that :meth:`save` wrote.
@@ -302,71 +351,25 @@ class SparkModel:
                 says of its class, which must be importable here.
             loss: As in the constructor; files hold none.
             optimizer: As in the constructor.
+            scheduler: As in the constructor.
             strategy: As in the constructor.
 
         Raises:
             StorageError: There is no such file, or it is damaged or of a newer version.
             UserError: The file cannot say how to rebuild the network and none was given, or the one given does not fit.
         """
-        with storage.open_read(uri) as file:
-            saved = read_model(file)
-        if network is None:
-            network = _rebuilt(uri, saved.blueprint)
-        model = cls(network, loss=loss, optimizer=optimizer, strategy=strategy)
-        before = {k: v.clone() for k, v in network.state_dict().items() if not is_lazy(v)}
-        try:
-            network.load_state_dict(saved.state_dict)
-        except RuntimeError as error:
-            network.load_state_dict(before, strict=False)  # torch has copied what did fit
-            text = f"{uri}: the saved tensors do not fit the network: {error}"
-            raise UserError(text, hint="build the network with the arguments it was saved with") from error
-        return model
+        return cls(
+            load_network(uri, network),
+            loss=loss,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            strategy=strategy,
+        )
 
     def reset(self) -> None:
         """Forget optimizers, residuals, thresholds and epochs of former fits; the network keeps its parameters."""
         self._run.close()
-        self._run = _RunState()
-
-
-class _RunState:
-    """What workers need to go on where the last fit ended: files in a directory that goes with this object."""
-
-    def __init__(
-        self, state: FitState | None = None, strategy: Strategy | None = None, directory: Path | None = None
-    ) -> None:
-        self._state = state
-        self._strategy = strategy
-        self._remove = weakref.finalize(self, _remove_directory, directory)
-
-    @property
-    def epochs(self) -> int:
-        """Of all fits until now."""
-        return 0 if self._state is None else self._state.epochs
-
-    def state_for(self, strategy: Strategy) -> FitState | None:
-        """What the last fit left."""
-        if self._state is not None and strategy != self._strategy:
-            text = f"strategy: the last fit was made with {self._strategy}, received {strategy}"
-            raise OptionError(text, hint="call model.reset() to begin with fresh optimizers and residuals")
-        return self._state
-
-    def close(self) -> None:
-        """Remove the files."""
-        self._remove()
-
-
-def _remove_directory(directory: Path | None) -> None:
-    if directory is not None:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _rebuilt(uri: str | Path, described: Mapping[str, Any] | None) -> torch.nn.Module:
-    if described is None:
-        text = f"{uri}: the file does not say how to rebuild its network, and none was given"
-        raise UserError(
-            text, hint="SparkModel.load(uri, network=Net(...)), with the arguments it was saved with"
-        )
-    return blueprint.build(described)
+        self._run = RunState()
 
 
 def _given(name: str, value: Any) -> Any:

@@ -125,6 +125,8 @@ def test_no_rows_are_fine() -> None:
 def test_rows_are_described_in_words() -> None:
     assert describe_row((3 << 33) | 17) == "partition 3, row 17"
     assert describe_row((1 << 33) - 1) == f"partition 0, row {2**33 - 1}"
+    assert describe_row(~((3 << 33) | 17)) == "validation DataFrame, partition 3, row 17"
+    assert describe_row(~0) == "validation DataFrame, partition 0, row 0"
 
 
 @pytest.mark.parametrize(

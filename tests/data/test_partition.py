@@ -75,18 +75,24 @@ sizes_of_batches = st.lists(st.integers(0, 12), max_size=8)
 
 
 @given(
-    sizes=sizes_of_batches, batch_size=st.integers(1, 9), shuffle=st.booleans(), first_epoch=st.integers(0, 2)
+    sizes=sizes_of_batches,
+    batch_size=st.integers(1, 9),
+    shuffle=st.booleans(),
+    first_epoch=st.integers(0, 2),
+    prefetch=st.integers(0, 3),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_every_row_is_in_exactly_one_batch_of_every_epoch(
     tmp_path_factory: pytest.TempPathFactory,
     sizes: list[int],
     batch_size: int,
     shuffle: bool,
     first_epoch: int,
+    prefetch: int,
 ) -> None:
     n = sum(sizes)
-    options = {"batch_size": batch_size, "shuffle": shuffle, "first_epoch": first_epoch, "epochs": 3}
+    options: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "first_epoch": first_epoch}
+    options |= {"epochs": 3, "prefetch": prefetch}
     with _data(iter(_batches(sizes)), tmp_path_factory.getbasetemp(), **options) as data:
         for number in range(first_epoch, first_epoch + 3):
             batches = list(data.epoch(number))
@@ -250,6 +256,7 @@ def _columns(batches: Iterator[Batch]) -> list[tuple[list[int], list[Any], list[
     number=st.integers(0, 2),
     keep_first=st.booleans(),
     shuffle=st.booleans(),
+    prefetch=st.integers(0, 3),
     data=st.data(),
 )
 @settings(max_examples=150, deadline=None)
@@ -261,6 +268,7 @@ def test_an_epoch_from_a_start_is_the_tail_of_the_whole_epoch(
     number: int,
     keep_first: bool,
     shuffle: bool,
+    prefetch: int,
     data: st.DataObject,
 ) -> None:
     options: dict[str, Any] = {
@@ -272,7 +280,7 @@ def test_an_epoch_from_a_start_is_the_tail_of_the_whole_epoch(
     folder = tmp_path_factory.getbasetemp()
     with (
         _data(_batches(sizes, bad=bad), folder, **options) as whole,
-        _data(_batches(sizes, bad=bad), folder, **options) as rest,
+        _data(_batches(sizes, bad=bad), folder, **options, prefetch=prefetch) as rest,
     ):
         minibatches = _columns(whole.epoch(number))
         consumed = data.draw(st.integers(0, len(minibatches)))
@@ -336,8 +344,9 @@ def test_keep_all_reads_everything_once_and_at_once(tmp_path: Path) -> None:
         assert (data.rows, data.rows_skipped) == (11, 1)
 
 
-def test_keep_all_in_the_middle_of_the_stream_loses_nothing(tmp_path: Path) -> None:
-    with _data(_batches([4, 4, 4]), tmp_path, keep=True) as data:
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+def test_keep_all_in_the_middle_of_the_stream_loses_nothing(tmp_path: Path, prefetch: int) -> None:
+    with _data(_batches([4, 4, 4]), tmp_path, keep=True, prefetch=prefetch) as data:
         assert next(data.epoch(0)).row_ids.tolist() == [0, 1, 2]
         data.keep_all()
         assert _ids(data.epoch(0, 3)) == list(range(3, 12))
@@ -352,15 +361,17 @@ def test_keep_all_tells_of_every_failure_each_time(tmp_path: Path) -> None:
             _ids(data.epoch(0))
 
 
-def test_an_epoch_that_was_broken_off_leaves_the_next_one_whole(tmp_path: Path) -> None:
-    with _data(_batches([5, 5, 5]), tmp_path, epochs=2) as data:
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+def test_an_epoch_that_was_broken_off_leaves_the_next_one_whole(tmp_path: Path, prefetch: int) -> None:
+    with _data(_batches([5, 5, 5]), tmp_path, epochs=2, prefetch=prefetch) as data:
         assert next(data.epoch(0)).row_ids.tolist() == [0, 1, 2]
         assert sorted(_ids(data.epoch(1))) == list(range(15))
         assert _ids(data.epoch(0)) == list(range(15))
 
 
-def test_a_bad_row_is_an_error_in_every_epoch_that_would_miss_it(tmp_path: Path) -> None:
-    with _data(_batches([5, 5], bad=frozenset({7})), tmp_path, epochs=2) as data:
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_bad_row_is_an_error_in_every_epoch_that_would_miss_it(tmp_path: Path, prefetch: int) -> None:
+    with _data(_batches([5, 5], bad=frozenset({7})), tmp_path, epochs=2, prefetch=prefetch) as data:
         with pytest.raises(DataError, match="partition 0, row 7: column 'pixels': expected 2 finite numbers"):
             _ids(data.epoch(0))
         with pytest.raises(DataError, match="row 7"):
@@ -404,7 +415,8 @@ def test_reads_that_cannot_work_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", [{"batch_size": 0}, {"first_epoch": -1}, {"epochs": 0}, {"on_bad_row": "ignore"}]
+    "option",
+    [{"batch_size": 0}, {"first_epoch": -1}, {"epochs": 0}, {"on_bad_row": "ignore"}, {"prefetch": -1}],
 )
 def test_options_that_cannot_work_are_refused(tmp_path: Path, option: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=f"^{next(iter(option))}: expected .* received"):

@@ -7,7 +7,7 @@ import pytest
 from pyspark.sql import functions as F
 
 from fatwood.errors import DataError, OptionError, SchemaError
-from fatwood.spark.balance import ROW_BITS, balanced, inspect
+from fatwood.spark.balance import ROW_BITS, Source, balanced, inspect
 from fatwood.spark.balance import _keys as keys_for
 from fatwood.spark.columns import resolve_columns
 
@@ -23,10 +23,12 @@ def frame(spark, sizes):
     return ids.filter(f"id % {step} < get(array({', '.join(map(str, sizes))}), int(id DIV {step}))")
 
 
-def plan(df, *, workers, seed=1, shuffle=True, features="id", label=None):
+def plan(df, *, workers, seed=1, shuffle=True, features="id", label=None, validation=None):
     columns = resolve_columns(df, features, label)
-    found = inspect(df, columns)
-    return balanced(df, columns, found, workers=workers, seed=seed, shuffle=shuffle), found
+    there = None if validation is None else Source(validation, resolve_columns(validation, features, label))
+    found = inspect(df, columns, there)
+    options = {"workers": workers, "seed": seed, "shuffle": shuffle, "validation": there}
+    return balanced(df, columns, found, **options), found
 
 
 def placed(rows, workers):
@@ -227,3 +229,98 @@ def test_ragged_labels(spark) -> None:
 def test_wrong_options(spark, option, value) -> None:
     with pytest.raises(OptionError, match=rf"{option}: .*received {value}"):
         plan(spark.range(3), **{"workers": 2, option: value})
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(
+    ("sizes", "there"),
+    [((0, 1, 7, 1000), (5, 0, 40)), ((3, 3, 3), (1,)), ((1,), (0, 0, 9, 1, 1)), ((0, 20), (0, 20))],
+    ids=str,
+)
+def test_validation_rows_come_first_in_equal_shares_and_move_no_other(spark, sizes, there, shuffle) -> None:
+    df = frame(spark, sizes)
+    validation = df if there == sizes else frame(spark, there)  # the same frame twice is one's own affair
+    alone = placed(plan(df, workers=3, shuffle=shuffle)[0], 3)
+    rows, found = plan(df, workers=3, shuffle=shuffle, validation=validation)
+    assert (found.rows, found.validation_rows) == (sum(sizes), sum(there))
+    assert found.validation_partition_rows == tuple(there[: max(p for p, n in enumerate(there) if n) + 1])
+    parts = placed(rows, 3)
+    held_out = [[row_id for row_id in part if row_id < 0] for part in parts]
+    assert [part[len(first) :] for part, first in zip(parts, held_out, strict=True)] == alone
+    ids = [~row_id for row_id in chain(*held_out)]
+    assert sorted(ids) == expected_ids(there)
+    assert max(map(len, held_out)) - min(map(len, held_out)) <= 1
+    assert placed(plan(df, workers=3, shuffle=shuffle, validation=validation)[0], 3) == parts
+    if not shuffle:
+        assert [[~i for i in part] for part in held_out] == [
+            expected_ids(there)[rank::3] for rank in range(3)
+        ]
+
+
+def test_counts_fit_where_adaptive_execution_cuts_two_frames_otherwise_than_one(spark) -> None:
+    """With both in one plan the wished-for number of partitions is shared out between them."""
+    wide = spark.range(0, 3000, 1, 2).select("id", *(F.rand(i).alias(f"c{i}") for i in range(12)))
+    df, validation = wide.filter("id % 3 > 0").repartition("id"), wide.filter("id % 3 = 0").repartition("id")
+    features = [f"c{i}" for i in range(12)]
+    changed = {
+        "spark.sql.adaptive.coalescePartitions.minPartitionSize": "1k",
+        "spark.sql.adaptive.coalescePartitions.parallelismFirst": "true",
+        "spark.sql.shuffle.partitions": "16",
+    }
+    for name, value in changed.items():
+        spark.conf.set(name, value)
+    try:
+        counts_alone = inspect(df, resolve_columns(df, features, None)).partition_rows
+        rows, found = plan(df, workers=3, features=features, validation=validation)
+        parts = placed(rows, 3)
+    finally:
+        for name in changed:
+            spark.conf.unset(name)
+        spark.conf.set("spark.sql.shuffle.partitions", "4")
+    assert counts_alone != found.partition_rows  # or this test would show nothing
+    assert (found.rows, found.validation_rows) == (2000, 1000)
+    assert sorted(row_id for row_id in chain(*parts) if row_id >= 0) == expected_ids(found.partition_rows)
+    ids = sorted(~row_id for row_id in chain(*parts) if row_id < 0)
+    assert ids == expected_ids(found.validation_partition_rows)
+    assert sorted(sum(row_id >= 0 for row_id in part) for part in parts) == [666, 667, 667]
+    assert sorted(sum(row_id < 0 for row_id in part) for part in parts) == [333, 333, 334]
+
+
+def test_wrong_counts_of_validation_rows_lose_no_row(spark) -> None:
+    df, there = frame(spark, (40, 9)), frame(spark, (7, 30))
+    columns, source = resolve_columns(df, "id", None), Source(there, resolve_columns(there, "id", None))
+    found = dataclasses.replace(inspect(df, columns, source), validation_partition_rows=(3,))
+    rows = balanced(df, columns, found, workers=3, seed=1, shuffle=True, validation=source)
+    parts = placed(rows, 3)
+    assert sorted(~i for i in chain(*parts) if i < 0) == expected_ids((7, 30))
+    assert [[i for i in part if i >= 0] for part in parts] == placed(plan(df, workers=3)[0], 3)
+
+
+@pytest.mark.parametrize(
+    ("query", "error", "expected"),
+    [
+        (
+            "SELECT array(1, 2, 3) AS v",
+            SchemaError,
+            "'v': expected arrays of 2 numbers in the validation DataFrame as in the DataFrame, received 3",
+        ),
+        (
+            "SELECT array(1) AS v UNION ALL SELECT array(1, 2)",
+            SchemaError,
+            "^the validation DataFrame, column 'v'.*from 1 to 2",
+        ),
+        (
+            "SELECT cast(null AS array<int>) AS v",
+            DataError,
+            "^the validation DataFrame, column 'v'.*null in every row",
+        ),
+        (
+            "SELECT array(1, 2) AS v WHERE rand() > 2",
+            DataError,
+            "^the validation DataFrame: expected at least one row, received none",
+        ),
+    ],
+)
+def test_frames_that_cannot_be_validated_on(spark, query, error, expected) -> None:
+    with pytest.raises(error, match=expected):
+        plan(spark.sql("SELECT array(1, 2) AS v"), workers=2, features="v", validation=spark.sql(query))

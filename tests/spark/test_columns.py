@@ -195,6 +195,40 @@ def test_wrong_arguments(table, features, label, expected) -> None:
         resolve_columns(table, features, label)
 
 
+@pytest.mark.parametrize(
+    ("weight", "value"), [("f", 0.5), ("d", 0.25), ("i", 3.0), ("yes", 1.0), ("dec", 1.5), ("big", math.inf)]
+)
+def test_weights_are_floats(table, weight, value) -> None:
+    columns = resolve_columns(table, ["s", "ints"], "b", weight)
+    assert columns.weight_name == columns.layout(3, None).weight_name == weight
+    assert [column._jc.toString() for column in columns.scalar_exprs] == ["s", "b", weight]
+    chosen = table.select(*columns.packed)
+    assert chosen.columns == ["row_id", "features", "label", "weight"]
+    assert chosen.schema["weight"].dataType.simpleString() == "float"
+    assert [row.weight for row in chosen.collect()] == [value, None]
+    assert table.select(*resolve_columns(table, "i", None, weight).packed).columns == [
+        "row_id",
+        "features",
+        "weight",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("label", "weight", "error", "expected"),
+    [
+        ("b", "doubles", SchemaError, r"'doubles': expected a number as weight, received array<double>\n"),
+        ("b", "text", SchemaError, r"'text': expected a number.*received string"),
+        ("b", "wieght", SchemaError, r"'wieght'"),
+        ("b", "B", OptionError, r"weight: expected another column than the label, received 'B'"),
+        ("b", 3, OptionError, r"weight: expected the name of a column, received 3"),
+        (["b"], None, OptionError, r"label: expected the name of a column, received \['b'\]"),
+    ],
+)
+def test_wrong_weights(table, label, weight, error, expected) -> None:
+    with pytest.raises(error, match=expected):
+        resolve_columns(table, ["i"], label, weight)
+
+
 def test_two_columns_of_one_name(spark) -> None:
     twice = spark.range(1).select(F.col("id"), (F.col("id") + 1).alias("id"))
     with pytest.raises(SchemaError, match="received 2"):

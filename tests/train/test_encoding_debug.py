@@ -20,7 +20,7 @@ from fatwood.data import Layout
 from fatwood.errors import NotFiniteError
 from fatwood.exchange import Exchange, FixedTeam, in_process_group
 from fatwood.exchange.frames import MAX_BODY_BYTES
-from fatwood.testing.threads import shard, train_in_threads
+from fatwood.testing.threads import shard, train_in_threads, training_job
 from fatwood.train import (
     AllReduce,
     FitStats,
@@ -72,7 +72,7 @@ def make_job(strategy: Strategy, **changes: object) -> TrainingJob:
         "batch_size": 5,
         "epochs": 2,
     }
-    return TrainingJob(**{**options, **changes})  # type: ignore[arg-type]
+    return training_job(**{**options, **changes})  # type: ignore[arg-type]
 
 
 def shards(rows: int, workers: int) -> list[list[pa.RecordBatch]]:
@@ -92,7 +92,7 @@ def test_every_message_is_measured_on_every_worker() -> None:
         for record in records:
             assert (record.multiples.max >= 1.0) == (record.count > 0)
             assert record.multiples.p50 <= record.multiples.p99 <= record.multiples.max
-    residual = np.asarray(outcomes[1].state["reducer"]["arrays"]["residual"], np.float64)
+    residual = np.asarray(outcomes[1].state["sharing"]["reducer"]["arrays"]["residual"], np.float64)
     assert outcomes[1].stats.encoding[-1].residual_norm == pytest.approx(np.linalg.norm(residual), rel=1e-5)
     assert outcomes[0].stats.encoding != outcomes[1].stats.encoding
 

@@ -67,7 +67,7 @@ def train(strategy: GradientSharing, steps: int = 6, rows: tuple[int, ...] = (3,
                     assert [header.rows for header in headers] == list(rows)
                     wires[rank].append(bytes(split(rank, parts[rank])[1]))
                     assert reducers[rank].message_bytes(N) == HEADER_BYTES + len(wires[rank][-1])
-                    reducers[rank].add_mean(step, outcome, headers, targets[rank])
+                    reducers[rank].add_reduced(step, outcome, headers, targets[rank])
                     records[rank] += reducers[rank].take_records()
         except BaseException as error:
             errors.append(error)

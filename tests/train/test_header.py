@@ -20,16 +20,21 @@ headers = st.builds(
     consumed=st.integers(0, MAX_ROWS),
     digest=st.none() | st.integers(0, 2**64 - 1),
     checkpoint=st.booleans(),
+    weight=st.none() | st.floats(0, 1e300),
+    stop=st.booleans(),
+    not_finite=st.booleans(),
 )
 
 
 @given(headers, st.binary(max_size=40))
 def test_what_is_joined_is_split(header, payload) -> None:
     message = join(header, payload)
-    assert len(message) == HEADER_BYTES + 8 * (header.digest is not None) + len(payload)
+    optional = (header.digest is not None) + (header.weight is not None)
+    assert len(message) == HEADER_BYTES + 8 * optional + len(payload)
     found, rest = split(3, message)
     assert found == header
     assert rest == payload
+    assert found.payload_in(message) == payload
 
 
 def test_the_layout_is_the_documented_one() -> None:
@@ -42,6 +47,10 @@ def test_the_layout_is_the_documented_one() -> None:
     assert join(Header(rows=1, loss_sum=0.5, more=True), b"")[24] == 1
     assert join(Header(rows=1, loss_sum=0.5, more=False, digest=0), b"")[24] == 2
     assert join(Header(rows=1, loss_sum=0.5, more=False, checkpoint=True), b"")[24] == 4
+    weighted = join(Header(rows=1, loss_sum=0.5, more=False, weight=0.25), b"z")
+    assert weighted[24:] == bytes([8]) + struct.pack("<d", 0.25) + b"z"
+    assert join(Header(rows=1, loss_sum=0.5, more=False, stop=True), b"")[24] == 16
+    assert join(Header(rows=1, loss_sum=0.5, more=False, not_finite=True), b"")[24] == 32
 
 
 def test_a_loss_that_is_no_number_travels_too() -> None:
@@ -66,12 +75,19 @@ def test_a_message_that_is_too_short_names_its_sender(header, data) -> None:
         split(5, message[:length])
 
 
-@given(headers, st.integers(8, 255))
+@given(headers, st.integers(64, 255))
 def test_unknown_flags_are_an_error(header, flags) -> None:
-    message = bytearray(join(header, bytes(8)))
+    message = bytearray(join(header, bytes(16)))
     message[HEADER_BYTES - 1] = flags
     with pytest.raises(
-        ProtocolError, match=rf"message of rank 2: expected flags below 8, received {flags}"
+        ProtocolError, match=rf"message of rank 2: expected flags below 64, received {flags}"
     ) as caught:
         split(2, message)
     assert "same version" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_weight_that_is_none_is_an_error(weight: float) -> None:
+    message = join(Header(rows=1, loss_sum=0.5, more=False, weight=weight), b"")
+    with pytest.raises(ProtocolError, match="message of rank 1: expected a finite weight of at least 0"):
+        split(1, message)

@@ -16,8 +16,17 @@ from torch import nn
 from fatwood.codec import AdaptiveThreshold, DensityWarmup, FixedThreshold, TargetSparsityThreshold
 from fatwood.data import Layout
 from fatwood.errors import DataError, DivergenceError, UserCodeError
-from fatwood.testing.threads import shard, train_in_threads
-from fatwood.train import AllReduce, GradientSharing, ParameterAveraging, Strategy, TrainingJob, pack, unpack
+from fatwood.testing.threads import shard, train_in_threads, training_job
+from fatwood.train import (
+    AllReduce,
+    DiLoCo,
+    GradientSharing,
+    ParameterAveraging,
+    Strategy,
+    TrainingJob,
+    pack,
+    unpack,
+)
 
 LAYOUT = Layout(
     feature_width=4, feature_dtype="float32", feature_name="x", label_dtype="int64", label_name="y"
@@ -33,6 +42,14 @@ STRATEGIES = [
         warmup=DensityWarmup(steps=5, initial=1.0, final=0.1),
         encoding_debug=True,
     ),
+    GradientSharing(threshold=FixedThreshold(tau=0.2), exchange="gradients"),
+    GradientSharing(threshold=FixedThreshold(tau=0.02), reduction="sum"),
+    GradientSharing(threshold=FixedThreshold(tau=0.02), staleness=1),
+    AllReduce(staleness=1),
+    ParameterAveraging(every=3, average_optimizer=False),
+    GradientSharing(threshold=FixedThreshold(tau=0.02), train_ahead=True),
+    DiLoCo(every=2),
+    DiLoCo(every=3, threshold=TargetSparsityThreshold(initial="quantile", target=0.06)),
 ]
 
 
@@ -61,7 +78,7 @@ def make_job(strategy: Strategy, **changes: object) -> TrainingJob:
         "batch_size": 5,
         "epochs": 1,
     }
-    return TrainingJob(**{**options, **changes})  # type: ignore[arg-type]
+    return training_job(**{**options, **changes})  # type: ignore[arg-type]
 
 
 def parameters(network: nn.Module) -> np.ndarray:

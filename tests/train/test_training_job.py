@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fatwood.errors import DataError, OptionError, UserCodeError
+from fatwood.testing.threads import training_job
 from fatwood.train import AllReduce, TrainingJob, user_code
 
 
@@ -21,7 +22,7 @@ def make_job(**changes: object) -> TrainingJob:
         "batch_size": 5,
         "epochs": 1,
     }
-    return TrainingJob(**{**options, **changes})  # type: ignore[arg-type]
+    return training_job(**{**options, **changes})  # type: ignore[arg-type]
 
 
 def test_a_seed_fits_into_63_bits() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from fatwood.codec.diagnostics import EncodingRecord, Multiples, findings
 from fatwood.codec.encoder import Encoded, ThresholdEncoder, apply_messages
-from fatwood.codec.flat import FlatBuffers, FlatParameters, digest64, trainable_parameters
+from fatwood.codec.flat import FlatBuffers, FlatParameters, digest64, require_finite, trainable_parameters
 from fatwood.codec.message import Coder, Message, decode, encode, encode_values
 from fatwood.codec.residual import ResidualClipping
 from fatwood.codec.threshold import (
@@ -48,5 +48,6 @@ __all__ = [
     "encode_values",
     "findings",
     "quantile_tau",
+    "require_finite",
     "trainable_parameters",
 ]

@@ -15,7 +15,7 @@ from torch import nn
 
 from fatwood.errors import NotFiniteError, OptionError
 
-__all__ = ["FlatBuffers", "FlatParameters", "digest64", "trainable_parameters"]
+__all__ = ["FlatBuffers", "FlatParameters", "digest64", "require_finite", "trainable_parameters"]
 
 
 def digest64(array: NDArray[Any]) -> int:
@@ -26,6 +26,24 @@ def digest64(array: NDArray[Any]) -> int:
     """
     octets = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return int.from_bytes(hashlib.blake2b(octets.data, digest_size=8).digest(), "little")
+
+
+def require_finite(vector: NDArray[np.float32]) -> None:
+    """Check an update or gradient in one pass; an encoder does so by itself.
+
+    Args:
+        vector: (n,)
+
+    Raises:
+        NotFiniteError: It has a NaN or an infinity.
+    """
+    values = torch.from_numpy(vector)
+    if bool(torch.isfinite(values.sum())):
+        return
+    bad = torch.nonzero(~torch.isfinite(values))  # none when only the sum was too large
+    if len(bad):
+        position = int(bad[0])
+        raise NotFiniteError(position, vector.size, float(vector[position]))
 
 
 def trainable_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -119,25 +137,6 @@ class FlatParameters:
             start += parameter.numel()
         msg = f"position: expected a number in range({self.size}), received {position}"
         raise ValueError(msg)
-
-    def require_finite(self, flat: NDArray[np.float32]) -> None:
-        """Checks an update or gradient in one pass; an encoder does so by itself.
-
-        Args:
-            flat: (n,)
-
-        Raises:
-            NotFiniteError: It has a NaN or an infinity; names parameter and element.
-            ValueError: Another shape.
-        """
-        _check_flat(flat, self.size)
-        values = torch.from_numpy(flat)
-        if bool(torch.isfinite(values.sum())):
-            return
-        bad = torch.nonzero(~torch.isfinite(values))  # none when only the sum was too large
-        if len(bad):
-            position = int(bad[0])
-            raise NotFiniteError(position, self.size, float(flat[position]), self.locate(position))
 
     def _views(self, flat: torch.Tensor) -> list[torch.Tensor]:
         """Parts of a vector (n,) in the parameters' shapes."""

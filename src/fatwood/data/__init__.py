@@ -5,13 +5,15 @@ local disk for the epochs after the first::
 
     Arrow batches -> Layout.check (null, NaN, wrong length) -> Rows -> PartitionData.epoch -> Batch
                                                                   \-> Spill -> Permutation -/
+                                                         validation rows -> Spill -> PartitionData.validation -> Batch
 
 Nothing here knows Spark: any iterable of record batches will do.
 """
 
 from __future__ import annotations
 
-from fatwood.data.batch import Batch, Lookahead, Rows
+from fatwood.data.ahead import Lookahead
+from fatwood.data.batch import Batch, Rows
 from fatwood.data.layout import SKIP_HINT, Layout, OnBadRow, describe_row, tensors_of
 from fatwood.data.order import Permutation, permutation_key
 from fatwood.data.partition import PartitionData

@@ -30,6 +30,8 @@ class Column:
     """``"float32"`` (null, NaN and infinities are faults) or ``"int64"`` (null is a fault)."""
     width: int | None
     """Values per row; None for a scalar column."""
+    least: float | None = None
+    """A smaller number is a fault; None where any is fine. Scalar columns only."""
 
     def of(self, batch: pa.RecordBatch) -> Any:
         """The Arrow array of this column.
@@ -79,6 +81,8 @@ class Column:
         array: NDArray[Any] = values.to_numpy(zero_copy_only=True)
         if self.dtype == "float32" and not np.isfinite(array).all():
             return None
+        if self.least is not None and not (array >= self.least).all():
+            return None
         return array if self.width is None else array.reshape(len(column), self.width)
 
     def good(self, column: Any) -> NDArray[np.bool_]:
@@ -99,6 +103,8 @@ class Column:
         fine = _booleans(values.is_valid())
         if self.dtype == "float32":
             fine &= np.isfinite(values.fill_null(0).to_numpy(zero_copy_only=False))
+        if self.least is not None:
+            fine &= values.fill_null(self.least).to_numpy(zero_copy_only=False) >= self.least
         rows[rows] = fine.reshape(-1, self.width or 1).all(axis=1)
         return rows
 
@@ -116,7 +122,8 @@ class Column:
         noun = "integer" if self.dtype == "int64" else "finite number"
         if self.width is None:
             article = "an" if self.dtype == "int64" else "a"
-            return f"column {self.title!r}: expected {article} {noun}, received {_spelled(value)}"
+            limit = "" if self.least is None else f" of at least {self.least:g}"
+            return f"column {self.title!r}: expected {article} {noun}{limit}, received {_spelled(value)}"
         expected = f"column {self.title!r}: expected {_count(self.width, noun)}"
         if value is None:
             return f"{expected}, received null"

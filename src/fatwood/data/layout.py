@@ -1,8 +1,9 @@
 """How rows look: which columns, how wide, of which type; and the check that they do.
 
-The record batches have the columns ``row_id`` (int64), ``features`` (a list per row) and, when there are labels,
-``label``. Other columns are ignored. A row id is ``partition << 33 | row``, as Spark's ``monotonically_increasing_id``
-makes it; partitions and rows count from zero.
+The record batches have the columns ``row_id`` (int64), ``features`` (a list per row) and, when there are labels or
+weights, ``label`` and ``weight``. Other columns are ignored. A row id is ``partition << 33 | row``, as Spark's
+``monotonically_increasing_id`` makes it; partitions and rows count from zero. A row of the validation DataFrame has
+the bitwise complement of such a number, so that its id is negative.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Layout:
     """Values per label of a list column (float32 only); None for scalar labels."""
     label_name: str | None = None
     """The user's name for the label column, for messages."""
+    weight_name: str | None = None
+    """The user's name for the column of sample weights, for messages; None without weights."""
 
     def __post_init__(self) -> None:
         if self.feature_width < 1:
@@ -65,8 +68,8 @@ class Layout:
             raise OptionError(message)
 
     def without_label(self) -> Layout:
-        """The same rows for prediction: the label column is neither expected nor looked at."""
-        return replace(self, label_dtype=None, label_width=None, label_name=None)
+        """The same rows for prediction: label and weight are neither expected nor looked at."""
+        return replace(self, label_dtype=None, label_width=None, label_name=None, weight_name=None)
 
     def check(self, batch: pa.RecordBatch, *, on_bad_row: OnBadRow) -> tuple[Rows, NDArray[np.bool_]]:
         """Find bad rows and turn the good ones into arrays.
@@ -83,7 +86,7 @@ class Layout:
             SchemaError: A column is missing or has the wrong type.
         """
         rules = self._columns()
-        row_ids = _row_ids(batch)
+        row_ids = row_ids_of(batch)
         columns = [rule.of(batch) for rule in rules]
         arrays = [rule.dense(column) for rule, column in zip(rules, columns, strict=True)]
         kept = np.ones(batch.num_rows, dtype=np.bool_)
@@ -102,9 +105,11 @@ class Layout:
             row_ids = row_ids[kept]
             mask = pa.array(kept)
             arrays = [rule.dense(column.filter(mask)) for rule, column in zip(rules, columns, strict=True)]
-        features = arrays[0]
+        named = {rule.name: array for rule, array in zip(rules, arrays, strict=True)}
+        features = named["features"]
         assert features is not None  # noqa: S101  every row that `good` calls bad was left out
-        return Rows(row_ids=row_ids, features=features, label=arrays[1] if len(arrays) > 1 else None), kept
+        rows = Rows(row_ids=row_ids, features=features, label=named.get("label"), weight=named.get("weight"))
+        return rows, kept
 
     def _columns(self) -> list[Column]:
         rules = [
@@ -115,6 +120,10 @@ class Layout:
         if self.label_dtype is not None:
             title = self.label_name or "label"
             rules.append(Column(name="label", title=title, dtype=self.label_dtype, width=self.label_width))
+        if self.weight_name is not None:
+            rules.append(
+                Column(name="weight", title=self.weight_name, dtype="float32", width=None, least=0.0)
+            )
         return rules
 
 
@@ -122,11 +131,13 @@ def describe_row(row_id: int) -> str:
     """Where a row is in the user's DataFrame, in words.
 
     Args:
-        row_id: ``partition << 33 | row``.
+        row_id: ``partition << 33 | row``, or its complement for a row of the validation DataFrame.
 
     Returns:
-        Text such as ``partition 3, row 17``, both counted from zero.
+        Text such as ``partition 3, row 17`` or ``validation DataFrame, partition 3, row 17``, counted from zero.
     """
+    if row_id < 0:
+        return f"validation DataFrame, {describe_row(~row_id)}"
     return f"partition {row_id >> _ROW_BITS}, row {row_id & ((1 << _ROW_BITS) - 1)}"
 
 
@@ -151,7 +162,12 @@ def tensors_of(
     return Batch.joined([rows]), kept
 
 
-def _row_ids(batch: pa.RecordBatch) -> NDArray[np.int64]:
+def row_ids_of(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """The row ids (n,) of a record batch, as a view.
+
+    Raises:
+        SchemaError: The column is missing, has the wrong type or a null.
+    """
     rule = Column(name="row_id", title="row_id", dtype="int64", width=None)
     row_ids = rule.dense(rule.of(batch))
     if row_ids is None:

@@ -2,30 +2,36 @@ r"""One worker's rows as minibatches, epoch after epoch.
 
 ::
 
-    epoch 0:      Arrow batches --check--> Rows --+--> minibatches, in the order of arrival
-                                                  \--> Spill (when more epochs follow, or keep=True)
+    Arrow batches --+--> ValidationRows (negative row ids, which come first; a Spill of their own)
+                    |
+    epoch 0:        +--check--> Rows --+--> minibatches, in the order of arrival
+                                       \--> Spill (when more epochs follow, or keep=True)
     epoch e >= 1: Spill --Permutation(n, key(seed, rank, e))--> minibatches
 
 A worker that takes up an epoch in the middle names the row position to start at. One that comes late calls `keep_all`
 first: all rows go to the Spill, and epoch 0 is read from there as well.
 
-Memory stays at one minibatch and one Arrow batch, however many rows there are.
+Memory stays at one minibatch and one Arrow batch, however many rows there are; with `prefetch` a thread reads that many
+minibatches more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Generator, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from fatwood.data.ahead import Prefetched
 from fatwood.data.batch import Batch, Rows
 from fatwood.data.layout import Layout, OnBadRow
 from fatwood.data.order import Permutation, permutation_key
 from fatwood.data.spill import Spill
+from fatwood.data.validation import ValidationRows
 from fatwood.errors import DataError, OptionError
 
 _KEEP_HINT = "announce more epochs, or pass keep=True, so that the rows are kept on disk"
@@ -37,7 +43,11 @@ class PartitionData:
 
     Every good row is in exactly one minibatch of every epoch. The rows of epoch 0 come in the order of arrival; those
     of epoch e >= 1 in a pseudo-random order of the arrival order that depends on ``(seed, rank, e)`` alone, so that two
-    fits of one epoch read what one fit of two epochs reads. One epoch is read at a time. A context manager.
+    fits of one epoch read what one fit of two epochs reads. One epoch is read at a time: asking for another ends the
+    one before. A context manager.
+
+    Rows of the validation DataFrame have negative ids and must come before all others. They are in no epoch and change
+    none; see `validation`.
 
     Args:
         batches: The rows as they arrive, read once; see `Layout` for the columns.
@@ -51,6 +61,8 @@ class PartitionData:
         on_bad_row: ``"error"`` raises DataError at the first bad row; ``"skip"`` leaves bad rows out and counts them.
         spill_directory: A directory on a local disk; used only when rows are kept.
         keep: True keeps the rows on disk even when a single epoch 0 is announced, so that it can be read again.
+        prefetch: How many minibatches a thread reads ahead; 0 reads each when it is asked for. Minibatches and their
+            order are the same either way.
     """
 
     def __init__(
@@ -67,11 +79,13 @@ class PartitionData:
         on_bad_row: OnBadRow,
         spill_directory: Path | str,
         keep: bool = False,
+        prefetch: int = 0,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("first_epoch", first_epoch, 0),
             ("epochs", epochs, 1),
+            ("prefetch", prefetch, 0),
         ):
             if value < least:
                 message = f"{name}: expected at least {least}, received {value}"
@@ -87,7 +101,15 @@ class PartitionData:
         self._shuffle = shuffle
         self._on_bad_row: OnBadRow = on_bad_row
         self._spill = Spill(spill_directory) if keep or self._epochs != range(1) else None
-        self._arriving = self._arrivals(batches)
+        self._validation = ValidationRows(
+            layout, batch_size=batch_size, on_bad_row=on_bad_row, directory=spill_directory
+        )
+        self._prefetch = prefetch
+        self._prefetched: Prefetched | None = None
+        self._arriving: Iterator[Rows] = self._arrivals(batches)
+        self._first: list[Rows] = []  # rows to train on that came when validation rows were looked for
+        self._begun = False
+        self._beginning = threading.Lock()
         self._streamed = False
         self._failure: Exception | None = None
         self._closed = False
@@ -95,6 +117,34 @@ class PartitionData:
         """Good rows that have arrived so far; all of them once an epoch was read whole, or after `keep_all`."""
         self.rows_skipped = 0
         """Bad rows left out so far, counted once each."""
+
+    @property
+    def validation_rows(self) -> int:
+        """Good validation rows; all of them once `validation` was called or a minibatch was read."""
+        return self._validation.rows
+
+    @property
+    def validation_skipped(self) -> int:
+        """Bad validation rows left out, counted once each."""
+        return self._validation.skipped
+
+    def validation(self) -> Iterator[Batch]:
+        """The validation rows as minibatches, in the order of arrival; any number of times, also within an epoch.
+
+        The first call may have to wait for them to arrive. It reads no row to train on but those of the Arrow batch
+        with the last of them, or the next one.
+
+        Returns:
+            An iterator of minibatches; none when this worker has no good validation row.
+
+        Raises:
+            OptionError: The data is closed.
+            DataError: A row that came before or in that batch is bad and ``on_bad_row`` is ``"error"``.
+            StorageError: The spill directory is full or cannot be written.
+        """
+        self._check_open("validation")
+        self._begin()
+        return self._validation.batches()
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The minibatches of one epoch, or of the rest of one.
@@ -124,11 +174,11 @@ class PartitionData:
             raise OptionError(message)
         if number == 0 and not self._streamed:
             self._streamed = True
-            return self._from_stream(start)
+            return self._read_ahead(self._from_stream(start))
         if self._spill is None:
             message = "epoch 0: expected to be read once, received a second read"
             raise OptionError(message, hint=_KEEP_HINT)
-        return self._from_spill(self._spill, number, start)
+        return self._read_ahead(self._from_spill(self._spill, number, start))
 
     def keep_all(self) -> None:
         """Bring all rows that have not arrived yet to the local disk; afterwards every epoch is read from there.
@@ -146,16 +196,16 @@ class PartitionData:
                 "keep_all: expected rows that are kept on disk, received one epoch that is only streamed"
             )
             raise OptionError(message, hint=_KEEP_HINT)
-        self._streamed = True
-        for rows in self._arriving:
-            del rows
-        if self._failure is not None:
-            raise self._failure
+        self._end_reading()
+        self._keep_rest()
 
     def close(self) -> None:
-        """Drop the rows and give their disk space back; later calls change nothing."""
+        """End the epoch that is read, drop the rows and give their disk space back; later calls change nothing."""
         self._closed = True
+        self._end_reading()
         self._arriving = iter(())
+        self._first.clear()
+        self._validation.close()
         if self._spill is not None:
             self._spill.close()
 
@@ -170,28 +220,69 @@ class PartitionData:
             message = f"{where}: expected open data, received a read after close"
             raise OptionError(message)
 
+    def _read_ahead(self, batches: Generator[Batch]) -> Iterator[Batch]:
+        self._end_reading()
+        if not self._prefetch:
+            return batches
+        self._prefetched = Prefetched(batches, self._prefetch)
+        return self._prefetched
+
+    def _end_reading(self) -> None:
+        if self._prefetched is not None:
+            self._prefetched.close()
+            self._prefetched = None
+
+    def _begin(self) -> None:
+        """Read until the validation rows are there: before any other row, whichever thread comes first."""
+        with self._beginning:
+            if self._begun:
+                return
+            if self._failure is not None:
+                raise self._failure
+            self._first.extend(islice(self._arriving, 1))
+            self._validation.finish()
+            self._begun = True
+
+    def _to_train(self) -> Generator[Rows]:
+        """The rows to train on that were not read yet; leaving it early loses none but those it gave."""
+        self._begin()
+        while self._first:
+            yield self._first.pop()
+        for rows in self._arriving:
+            yield rows
+            del rows
+
+    def _keep_rest(self) -> None:
+        self._streamed = True
+        for rows in self._to_train():
+            del rows
+        if self._failure is not None:
+            raise self._failure
+
     def _arrivals(self, batches: Iterable[pa.RecordBatch]) -> Iterator[Rows]:
         """Check, count and keep rows as they come."""
         try:
-            for batch in batches:
+            for arrived in batches:
+                batch = self._validation.divert(arrived)
                 rows, _ = self._layout.check(batch, on_bad_row=self._on_bad_row)
                 self.rows += len(rows)
                 self.rows_skipped += batch.num_rows - len(rows)
                 if self._spill is not None:
-                    self._spill.append(_to_arrow(rows))
-                yield rows
-                del batch, rows  # frees the Arrow batch before the next one is made
+                    self._spill.append(rows.to_arrow())
+                if len(rows):
+                    yield rows
+                del arrived, batch, rows  # frees the Arrow batch before the next one is made
             if self._spill is not None:
                 self._spill.finish()
         except Exception as error:
             self._failure = error
             raise
 
-    def _from_stream(self, skip: int) -> Iterator[Batch]:
+    def _from_stream(self, skip: int) -> Generator[Batch]:
         pending: list[Rows] = []
         missing = self._batch_size
         left_out = 0
-        for rows in self._arriving:
+        for rows in self._to_train():
             start = min(skip - left_out, len(rows))
             left_out += start
             while len(rows) - start >= missing:
@@ -206,8 +297,8 @@ class PartitionData:
             yield Batch.joined(pending)
         _check_start(0, skip, left_out)
 
-    def _from_spill(self, spill: Spill, number: int, first: int) -> Iterator[Batch]:
-        self.keep_all()
+    def _from_spill(self, spill: Spill, number: int, first: int) -> Generator[Batch]:
+        self._keep_rest()
         n, step = spill.rows, self._batch_size
         _check_start(number, first, n)
         shuffled = self._shuffle and number > 0
@@ -217,26 +308,10 @@ class PartitionData:
             end = min(begin + block, n)
             indices = np.arange(begin, end, dtype=np.int64) if order is None else order[begin:end]
             for start in range(0, len(indices), step):
-                columns = spill.take(indices[start : start + step])
-                yield Batch.owning(
-                    row_ids=columns["row_id"], features=columns["features"], label=columns.get("label")
-                )
+                yield Batch.of_columns(spill.take(indices[start : start + step]))
 
 
 def _check_start(number: int, start: int, rows: int) -> None:
     if rows < start:
         message = f"epoch {number}: expected at least {start} good rows before the start, received {rows}"
         raise DataError(message, hint="go on with the same rows and options as before")
-
-
-def _to_arrow(rows: Rows) -> pa.RecordBatch:
-    """Checked rows as a record batch of fixed-width columns, without a copy."""
-    columns = {"row_id": rows.row_ids, "features": rows.features}
-    if rows.label is not None:
-        columns["label"] = rows.label
-    return pa.RecordBatch.from_arrays([_column(array) for array in columns.values()], names=list(columns))
-
-
-def _column(array: NDArray[Any]) -> Any:
-    values = pa.array(array.reshape(-1))
-    return values if array.ndim == 1 else pa.FixedSizeListArray.from_arrays(values, array.shape[1])

@@ -9,6 +9,7 @@ connection begins with a mutual proof of the job's secret (`auth`).
 from __future__ import annotations
 
 from fatwood.exchange.auth import new_secret
+from fatwood.exchange.clock import ClockOffset
 from fatwood.exchange.contract import Buffer, Exchange
 from fatwood.exchange.coordinator import Coordinator
 from fatwood.exchange.elastic import ElasticTeam
@@ -26,6 +27,7 @@ from fatwood.exchange.view import Peer, View
 
 __all__ = [
     "Buffer",
+    "ClockOffset",
     "Coordinator",
     "ElasticTeam",
     "Event",

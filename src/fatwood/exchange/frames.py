@@ -77,6 +77,10 @@ class FrameKind(IntEnum):
     """Coordinator: the job is over; leave in peace."""
     SPARE = 19
     """Coordinator: another member has the rank; the wait may be long."""
+    PING = 20
+    """Member: what time is it? With a number."""
+    PONG = 21
+    """Coordinator: the number, and the time when the question came."""
 
 
 @dataclass(frozen=True)

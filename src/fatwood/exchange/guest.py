@@ -10,6 +10,7 @@ from typing import Any, Final, final
 from fatwood.errors import ExchangeError, OptionError, PeerLost, ProtocolError
 from fatwood.exchange.auth import HANDSHAKE_SECONDS
 from fatwood.exchange.blobs import BlobDesk
+from fatwood.exchange.clock import pong
 from fatwood.exchange.events import read_report
 from fatwood.exchange.frames import Frame, FramedConnection, FrameKind
 from fatwood.exchange.membership import Applicant
@@ -105,6 +106,8 @@ class Guest:
                         return None
                     case FrameKind.HEARTBEAT:
                         pass
+                    case FrameKind.PING:
+                        self.tell(FrameKind.PONG, pong(frame))
                     case FrameKind.REPORT:
                         self._emit(*read_report(frame))
                     case FrameKind.BLOB_BEGIN:

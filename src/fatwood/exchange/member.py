@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, final
 
 from fatwood.errors import ClusterError, ExchangeError, OptionError, PeerLost, ProtocolError
 from fatwood.exchange.auth import CONTROL, MESH, checked_secret, dial
 from fatwood.exchange.blobs import BlobClient
 from fatwood.exchange.bulletin import ABOVE_ALL, Bulletin
+from fatwood.exchange.clock import ClockOffset, ClockProbe
 from fatwood.exchange.contract import Buffer
 from fatwood.exchange.events import RESERVED_KINDS
 from fatwood.exchange.frames import Frame, FramedConnection, FrameKind
@@ -60,6 +63,7 @@ class Member(Roster):
         self._on_stop = on_stop
         self._on_change: Callable[[int], None] | None = None
         self._blobs = BlobClient(connection, rank=rank, timeout_seconds=silence_seconds)
+        self._clock = ClockProbe(partial(self._send, FrameKind.PING), connection.peer)
         self._answered = threading.Event()
         self._welcomed = False
         self._refusal: str | None = None
@@ -225,6 +229,17 @@ class Member(Roster):
         """
         return self._blobs.fetch(name, max_bytes)
 
+    def clock_offset(
+        self, *, rounds: int = 8, timeout_seconds: float = 2.0, clock: Callable[[], float] = time.time
+    ) -> ClockOffset:
+        """Measure how this worker's clock stands to the driver's; see `ClockProbe.measure`.
+
+        Raises:
+            PeerLost: The coordinator is gone, or did not answer.
+            OptionError: An argument that cannot work.
+        """
+        return self._clock.measure(rounds=rounds, timeout_seconds=timeout_seconds, clock=clock)
+
     def close(self) -> None:
         """Say goodbye, close the lobby and end all threads; idempotent. A wait for a view ends with an error."""
         with self._closing:
@@ -301,6 +316,7 @@ class Member(Roster):
             reason = f"rank {self.rank} failed to follow {self._connection.peer}: {error!r}"
         finally:
             self._blobs.end(self.stopped or reason)
+            self._clock.end()
             self._stop(reason)
 
     def _take(self, frame: Frame) -> None:
@@ -328,6 +344,8 @@ class Member(Roster):
                 self._answered.set()
                 self._bulletin.close(None)
                 self._announce(ABOVE_ALL)
+            case FrameKind.PONG:
+                self._clock.deliver(frame)
             case FrameKind.BLOB_REPLY | FrameKind.BLOB_DATA:
                 self._blobs.deliver(frame)
             case _:

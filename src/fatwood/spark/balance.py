@@ -18,13 +18,20 @@ the rows in the frame, and not on how they are cut into partitions.
 Where the frame's partitions differ from one evaluation to the next (say, after a shuffle whose fetch order is
 left open, or with `rand()` in a filter), the counts do not fit any more: the shares are then uneven, but every
 row still goes to exactly one worker.
+
+Validation rows, of a second DataFrame, take the same way: they are counted in the same aggregate and share the
+shuffle, dealt out in the same manner by an index of their own. Their row ids are complements, so negative, and within a
+worker they come first. The rows to train on lie where they would lie without them. Both frames are read as one union in
+either step, since adaptive execution may cut a frame's partitions otherwise beside another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import accumulate
+from typing import NamedTuple
 
 from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
@@ -32,15 +39,24 @@ from pyspark.sql import functions as F
 from fatwood.errors import DataError, OptionError, SchemaError
 from fatwood.spark.columns import ROW_ID, Columns
 
-__all__ = ["ROW_BITS", "Inspection", "balanced", "inspect"]
+__all__ = ["ROW_BITS", "Inspection", "Source", "balanced", "inspect"]
 
 ROW_BITS = 33
 """monotonically_increasing_id keeps the row's number in the low 33 bits, the partition above them."""
 
+_TITLES = ("the DataFrame", "the validation DataFrame")
+
+
+class Source(NamedTuple):
+    """A DataFrame of the user's, and what is read of it."""
+
+    df: DataFrame
+    columns: Columns
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What one pass over the user's frame found before the job."""
+    """What one pass over the user's frames found before the job."""
 
     partition_rows: tuple[int, ...]
     """Rows of each partition of the user's frame, by partition id."""
@@ -48,86 +64,131 @@ class Inspection:
     """Numbers in the assembled features of one row."""
     label_width: int | None
     """Numbers in one label; None where the label is a single number, or where there is none."""
+    validation_partition_rows: tuple[int, ...] = ()
+    """Rows of each partition of the validation DataFrame; empty where there is none."""
 
     @property
     def rows(self) -> int:
-        """Rows of the whole frame."""
+        """Rows to train on."""
         return sum(self.partition_rows)
 
+    @property
+    def validation_rows(self) -> int:
+        """Rows of the whole validation DataFrame; 0 where there is none."""
+        return sum(self.validation_partition_rows)
 
-def inspect(df: DataFrame, columns: Columns) -> Inspection:
-    """Counts rows by partition and measures arrays, in one aggregate over `df`.
+
+def inspect(df: DataFrame, columns: Columns, validation: Source | None = None) -> Inspection:
+    """Counts rows by partition and measures arrays, in one aggregate over all frames.
 
     Args:
         df: The user's DataFrame.
         columns: Its resolved columns.
+        validation: The validation DataFrame, with columns as in `df`.
 
     Raises:
-        DataError: There are no rows, or a column of arrays is null in every one.
-        SchemaError: The arrays of a column are empty or of more than one length.
+        DataError: A frame has no rows, or a column of arrays is null in every one.
+        SchemaError: The arrays of a column are empty or of more than one length, or of another in the second frame.
     """
+    sources = [Source(df, columns)] if validation is None else [Source(df, columns), validation]
+    lengths = range(len(columns.size_exprs))
+    measured = reduce(DataFrame.union, (_measured(*source, frame) for frame, source in enumerate(sources)))
+    found = measured.groupBy("frame", "partition").agg(
+        F.count(F.lit(1)).alias("rows"),
+        F.max("touched"),
+        *(F.min(f"size_{i}").alias(f"min_{i}") for i in lengths),
+        *(F.max(f"size_{i}").alias(f"max_{i}") for i in lengths),
+    )
+    partitions: list[dict[int, Row]] = [{} for _ in sources]
+    for row in found.collect():
+        partitions[row["frame"]][row["partition"]] = row
+    for title, rows in zip(_TITLES, partitions, strict=False):
+        if not rows:
+            message = f"{title}: expected at least one row, received none"
+            raise DataError(message, hint="check the path it was read from and its filters")
+    widths = {
+        name: _width(name, i, [list(rows.values()) for rows in partitions])
+        for i, name in enumerate(columns.size_exprs)
+    }
+    label_width = None if columns.label_name is None else widths.pop(columns.label_name, None)
+    scalars = len(columns.feature_names) - len(widths)
+    counts = [_counts(rows) for rows in partitions]
+    return Inspection(
+        partition_rows=counts[0],
+        feature_width=scalars + sum(widths.values()),
+        label_width=label_width,
+        validation_partition_rows=() if validation is None else counts[1],
+    )
+
+
+def _measured(df: DataFrame, columns: Columns, frame: int) -> DataFrame:
+    """A row for each of `df`: which frame and partition it is of, and how long its arrays are."""
     lengths = [size.alias(f"size_{i}") for i, size in enumerate(columns.size_exprs.values())]
     # Every column that training reads is read here too: with fewer columns the shuffles inside the user's plan
     # would carry fewer bytes, adaptive execution could cut them into other partitions, and the counts not fit.
     touched = F.xxhash64(F.lit(0), *columns.scalar_exprs).alias("touched")
-    measured = df.select(F.spark_partition_id().alias("partition"), touched, *lengths)
-    found = measured.groupBy("partition").agg(
-        F.count(F.lit(1)).alias("rows"),
-        F.max("touched"),
-        *(F.min(f"size_{i}").alias(f"min_{i}") for i in range(len(lengths))),
-        *(F.max(f"size_{i}").alias(f"max_{i}") for i in range(len(lengths))),
-    )
-    partitions = {row["partition"]: row for row in found.collect()}
-    if not partitions:
-        message = "the DataFrame: expected at least one row, received none"
-        raise DataError(message, hint="check the path it was read from and its filters")
-    widths = {name: _width(name, i, list(partitions.values())) for i, name in enumerate(columns.size_exprs)}
-    label_width = None if columns.label_name is None else widths.pop(columns.label_name, None)
-    scalars = len(columns.feature_names) - len(widths)
-    return Inspection(
-        partition_rows=tuple(
-            partitions[p]["rows"] if p in partitions else 0 for p in range(max(partitions) + 1)
-        ),
-        feature_width=scalars + sum(widths.values()),
-        label_width=label_width,
-    )
+    where = F.lit(frame).alias("frame"), F.spark_partition_id().alias("partition")
+    return df.select(*where, touched, *lengths)
 
 
-def _width(name: str, i: int, partitions: Sequence[Row]) -> int:
-    """The one length of column `name`, which is the `i`-th of the measured ones."""
-    known = [row for row in partitions if row[f"min_{i}"] is not None]
+def _counts(rows: Mapping[int, Row]) -> tuple[int, ...]:
+    return tuple(rows[p]["rows"] if p in rows else 0 for p in range(max(rows) + 1))
+
+
+def _width(name: str, i: int, frames: Sequence[Sequence[Row]]) -> int:
+    """The one length of column `name`, which is the `i`-th of the measured ones, in all frames."""
+    widths = [_width_in(name, i, rows, title) for title, rows in zip(_TITLES, frames, strict=False)]
+    if len(set(widths)) > 1:
+        message = f"column {name!r}: expected arrays of {widths[0]} numbers in {_TITLES[1]} as in {_TITLES[0]}, received {widths[1]}"
+        raise SchemaError(message, hint="compute the column in the same way in both")
+    return widths[0]
+
+
+def _width_in(name: str, i: int, rows: Sequence[Row], title: str) -> int:
+    where = f"column {name!r}" if title == _TITLES[0] else f"{title}, column {name!r}"
+    known = [row for row in rows if row[f"min_{i}"] is not None]
     if not known:
-        message = f"column {name!r}: expected arrays of numbers, received null in every row"
+        message = f"{where}: expected arrays of numbers, received null in every row"
         raise DataError(message, hint="check the join or the cast that the column comes from")
     least, most = min(row[f"min_{i}"] for row in known), max(row[f"max_{i}"] for row in known)
     if least != most:
-        message = f"column {name!r}: expected arrays of one length, received lengths from {least} to {most}"
+        message = f"{where}: expected arrays of one length, received lengths from {least} to {most}"
         raise SchemaError(
             message,
             hint=f"pad or cut them, or keep those of one length: df.filter(F.size({name!r}) == {most})",
         )
     if most == 0:
-        message = f"column {name!r}: expected arrays of at least one number, received empty ones"
+        message = f"{where}: expected arrays of at least one number, received empty ones"
         raise SchemaError(message, hint="leave the column out, or check how it is computed")
     return int(most)
 
 
 def balanced(
-    df: DataFrame, columns: Columns, inspection: Inspection, *, workers: int, seed: int, shuffle: bool
+    df: DataFrame,
+    columns: Columns,
+    inspection: Inspection,
+    *,
+    workers: int,
+    seed: int,
+    shuffle: bool,
+    validation: Source | None = None,
 ) -> DataFrame:
     """The rows of `df` in exactly `workers` partitions of equal size, one per worker.
 
     Args:
         df: The user's DataFrame.
         columns: Its resolved columns.
-        inspection: What `inspect` found in it.
+        inspection: What `inspect` found in it, and in the validation DataFrame.
         workers: Number of partitions.
         seed: Decides the order within a partition, where `shuffle` is True; any 64-bit signed integer.
         shuffle: Whether rows come in a pseudo-random order rather than in that of `df`.
+        validation: The validation DataFrame, as it was inspected. Each worker gets an equal share of its rows, too:
+            with negative row ids, and before all others.
 
     Returns:
-        A DataFrame of the columns ``row_id`` (bigint), ``features`` and, if there is one, ``label``. Partition,
-        order and content are a function of the rows of `df` in their order, of `workers` and of `seed` alone.
+        A DataFrame of the columns ``row_id`` (bigint), ``features`` and, if there are any, ``label`` and ``weight``.
+        Partition, order and content of the rows of `df` are a function of these rows in their order, of `workers` and
+        of `seed` alone.
 
     Raises:
         OptionError: `workers` is less than 1 or `seed` needs more than 64 bits.
@@ -139,15 +200,27 @@ def balanced(
         message = f"seed: expected a 64-bit signed integer, received {seed}"
         raise OptionError(message)
     row_id = F.col(ROW_ID)
-    partition, row = F.shiftright(row_id, ROW_BITS), row_id.bitwiseAND(2**ROW_BITS - 1)
-    # get() answers null for a partition that was not there when rows were counted.
-    offsets = list(accumulate(inspection.partition_rows, initial=0))
-    index = F.coalesce(F.get(_literal(offsets), partition.cast("int")), F.lit(0)) + row
+    rows, index, place = df.select(*columns.packed), _index(row_id, inspection.partition_rows), row_id
+    if validation is not None:
+        rows = rows.union(validation.df.select(*validation.columns.packed_to_validate))
+        there = F.bitwise_not(row_id)
+        place = F.when(row_id < 0, there).otherwise(row_id)
+        index = F.when(row_id < 0, _index(there, inspection.validation_partition_rows)).otherwise(index)
     turn = F.xxhash64(index - index % workers, F.lit(seed).cast("bigint")) if shuffle else F.lit(0)
     worker = F.pmod(index % workers + F.pmod(turn, F.lit(workers)), F.lit(workers)).cast("int")
     key = F.get(_literal(_keys(df.sparkSession, workers)), worker)
-    order = [F.xxhash64(index, F.lit(seed).cast("bigint")), row_id] if shuffle else [row_id]
-    return df.select(*columns.packed).repartition(workers, key).sortWithinPartitions(*order)
+    order = [F.xxhash64(index, F.lit(seed).cast("bigint")), place] if shuffle else [place]
+    if validation is not None:
+        order.insert(0, row_id >= 0)
+    return rows.repartition(workers, key).sortWithinPartitions(*order)
+
+
+def _index(row_id: Column, partition_rows: Sequence[int]) -> Column:
+    """The number of a row over its whole frame."""
+    partition, row = F.shiftright(row_id, ROW_BITS), row_id.bitwiseAND(2**ROW_BITS - 1)
+    # get() answers null for a partition that was not there when rows were counted.
+    offsets = list(accumulate(partition_rows, initial=0))
+    return F.coalesce(F.get(_literal(offsets), partition.cast("int")), F.lit(0)) + row
 
 
 def _literal(numbers: Sequence[int]) -> Column:

@@ -12,6 +12,7 @@ features, otherwise           number, boolean, array of them, vector   array<flo
 label                         integer, boolean                         bigint
 label                         float, double, decimal                   float
 label                         array of numbers or booleans, vector     array<float>
+weight                        number, boolean                          float
 ============================  =======================================  ================
 
 A vector is a ``VectorUDT`` of pyspark.ml or pyspark.mllib. Nulls stay nulls: a null number is a null element
@@ -46,9 +47,18 @@ from pyspark.sql.types import (
 from fatwood.data import Layout
 from fatwood.errors import OptionError, SchemaError
 
-__all__ = ["FEATURES", "LABEL", "ROW_ID", "Columns", "find_field", "named_column", "resolve_columns"]
+__all__ = [
+    "FEATURES",
+    "LABEL",
+    "ROW_ID",
+    "WEIGHT",
+    "Columns",
+    "find_field",
+    "named_column",
+    "resolve_columns",
+]
 
-ROW_ID, FEATURES, LABEL = "row_id", "features", "label"
+ROW_ID, FEATURES, LABEL, WEIGHT = "row_id", "features", "label", "weight"
 """The columns that cross to Python."""
 
 _ACCEPTED = "a number, a boolean, an array of numbers or booleans, or a vector of pyspark.ml"
@@ -74,6 +84,10 @@ class Columns:
     """What a label, or an element of it, is in Arrow and torch."""
     label_name: str | None
     """The label column."""
+    weight_expr: Column | None
+    """float; None when there are no sample weights; no alias."""
+    weight_name: str | None
+    """The column of sample weights."""
     size_exprs: Mapping[str, Column]
     """By name of each variable-length column (arrays and vectors, the label included): its length, or null."""
     scalar_exprs: tuple[Column, ...]
@@ -81,9 +95,18 @@ class Columns:
 
     @property
     def packed(self) -> list[Column]:
-        """What crosses to Python, with its names: row id (partition << 33 | row), features, and the label if any."""
-        packed = [F.monotonically_increasing_id().alias(ROW_ID), self.features_expr.alias(FEATURES)]
-        return packed if self.label_expr is None else [*packed, self.label_expr.alias(LABEL)]
+        """What crosses to Python, with its names: row id (partition << 33 | row), features, label and weight if any."""
+        return self._packed(F.monotonically_increasing_id())
+
+    @property
+    def packed_to_validate(self) -> list[Column]:
+        """The same for rows that only validate: their ids are the bitwise complement, so that they are negative."""
+        return self._packed(F.bitwise_not(F.monotonically_increasing_id()))
+
+    def _packed(self, row_id: Column) -> list[Column]:
+        further = ((self.label_expr, LABEL), (self.weight_expr, WEIGHT))
+        packed = [row_id.alias(ROW_ID), self.features_expr.alias(FEATURES)]
+        return packed + [column.alias(name) for column, name in further if column is not None]
 
     def layout(self, feature_width: int, label_width: int | None) -> Layout:
         """How the packed rows look in Arrow, given their widths."""
@@ -94,6 +117,7 @@ class Columns:
             label_dtype=self.label_dtype,
             label_width=label_width,
             label_name=self.label_name,
+            weight_name=self.weight_name,
         )
 
     @property
@@ -103,21 +127,31 @@ class Columns:
         return ", ".join(first) + (f", {rest} more" if rest > 0 else "")
 
 
-def resolve_columns(df: DataFrame, features: str | Sequence[str], label: str | None) -> Columns:
-    """Finds the feature and label columns in the schema of `df` and checks their types; runs no job.
+def resolve_columns(
+    df: DataFrame, features: str | Sequence[str], label: str | None, weight: str | None = None
+) -> Columns:
+    """Finds the columns in the schema of `df` and checks their types; runs no job.
 
     Args:
         df: The user's DataFrame.
         features: One column, or several that are assembled side by side in this order.
         label: The label column, or None.
+        weight: The column of sample weights, or None.
 
     Returns:
         The columns as expressions for `df.select`.
 
     Raises:
-        OptionError: `features` is empty, no name or list of names, repeats a column or holds the label.
+        OptionError: `features` is empty, no name or list of names, repeats a column or holds the label; or label or
+            weight is no name, or both are the same.
         SchemaError: A column is missing, ambiguous or of a type that cannot be trained on.
     """
+    for argument, value in (("label", label), ("weight", weight)):
+        if value is not None and not isinstance(value, str):
+            message = f"{argument}: expected the name of a column, received {value!r}"
+            raise OptionError(
+                message, hint="name an existing column; derive a new one with df.withColumn first"
+            )
     inputs = [_find(df, name) for name in _feature_list(features)]
     names = tuple(source.name for source in inputs)
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -130,7 +164,8 @@ def resolve_columns(df: DataFrame, features: str | Sequence[str], label: str | N
     if target is not None and target.name in names:
         message = f"label: expected a column that is not among the features, received {target.name!r}"
         raise OptionError(message, hint="a network that is given its label learns nothing else")
-    every = inputs if target is None else [*inputs, target]
+    scale = None if weight is None else _weight(df, weight, target)
+    every = [source for source in (*inputs, target, scale) if source is not None]
     integral = all(isinstance(source.element, IntegralType) for source in inputs)
     return Columns(
         features_expr=_assemble(inputs, "bigint" if integral else "float"),
@@ -139,6 +174,8 @@ def resolve_columns(df: DataFrame, features: str | Sequence[str], label: str | N
         label_expr=None if target is None else _label(target),
         label_dtype=None if target is None else _label_dtype(target),
         label_name=None if target is None else target.name,
+        weight_expr=None if scale is None else scale.column.cast("float"),
+        weight_name=None if scale is None else scale.name,
         size_exprs={source.name: _size(source) for source in every if not source.scalar},
         scalar_exprs=tuple(source.column for source in every if source.scalar),
     )
@@ -197,6 +234,19 @@ def _find(df: DataFrame, name: str) -> _Input:
     if not isinstance(element, NumericType | BooleanType):
         raise _unusable(field)
     return _Input(field.name, column, element, scalar=scalar)
+
+
+def _weight(df: DataFrame, name: str, target: _Input | None) -> _Input:
+    """The column of sample weights, found to be one number a row and not the label."""
+    found = _find(df, name)
+    if not found.scalar:
+        kind = find_field(df, name).dataType.simpleString()
+        message = f"column {found.name!r}: expected a number as weight, received {kind}"
+        raise SchemaError(message, hint="a weight is one number for each row, at least 0")
+    if target is not None and target.name == found.name:
+        message = f"weight: expected another column than the label, received {name!r}"
+        raise OptionError(message, hint="name the column that says how much each row counts")
+    return found
 
 
 def _listed(names: Sequence[str]) -> str:

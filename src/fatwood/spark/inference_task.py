@@ -25,7 +25,7 @@ from fatwood.errors import DataError, OptionError
 from fatwood.evaluation import Classification, Loss
 from fatwood.spark.failures import describe_failure, rebuild_failure
 from fatwood.spark.shipping import unship
-from fatwood.train import Forward, LossFunction, forward, forward_and_loss
+from fatwood.train import Criterion, Forward, LossFunction, forward, forward_and_loss, takes_batch, user_code
 
 __all__ = [
     "EVALUATION_SCHEMA",
@@ -134,6 +134,8 @@ def _evaluate(batches: Iterator[pa.RecordBatch], order: InferenceOrder) -> tuple
     """A report of the usable rows, None if there are none, and how many bad ones were left out."""
     parts = _load(order)
     network, loss = parts["network"], parts["loss"]
+    whole = loss if loss is not None and takes_batch(loss) else None
+    criterion = None if loss is None or whole is not None else Criterion(loss, weighted=False)
     layout_for = _LayoutFinder(order)
     report: Report | None = None
     skipped = 0
@@ -149,7 +151,10 @@ def _evaluate(batches: Iterator[pa.RecordBatch], order: InferenceOrder) -> tuple
         skipped += int((~kept).sum())
         for part in _parts(batch, order.batch_size):
             with torch.no_grad():
-                result = forward_and_loss(network, loss, part, drop)
+                result = forward_and_loss(network, criterion, part, drop)
+                if whole is not None:
+                    with user_code("loss", features=part.features):
+                        result = result._replace(loss=whole(network, part))
             report = _count(report, result, loss)
     return report, skipped
 

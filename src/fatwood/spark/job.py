@@ -13,7 +13,7 @@ joined, and sockets, broadcasts and files are gone when :func:`run_training` ret
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from fatwood.spark.session import driver_address
 from fatwood.spark.task import RESULT_SCHEMA, TaskOrder, run_worker
 from fatwood.spark.watch import TrainingResult, Watch
 from fatwood.spark.workers import WorkerJobs
-from fatwood.train import Rendezvous
+from fatwood.train import Record, Rendezvous
 
 __all__ = ["JobOptions", "run_training"]
 
@@ -62,7 +62,7 @@ def run_training(
     rows: DataFrame,
     order: Callable[[Rendezvous], TaskOrder],
     options: JobOptions,
-    on_progress: Callable[[int, int, float], None],
+    on_progress: Callable[[Sequence[Record]], None],
     writer: CheckpointWriter | None,
 ) -> TrainingResult:
     """Train on a balanced DataFrame.
@@ -71,7 +71,7 @@ def run_training(
         rows: Columns ``row_id``, ``features`` and ``label`` in exactly ``options.workers`` partitions.
         order: Makes what the tasks are told.
         options: How to run the job.
-        on_progress: Called on this thread with epoch, rows trained in it and mean loss.
+        on_progress: Called on this thread with the records of a worker's report, in the order of events.
         writer: Gets the parts of checkpoints.
 
     Raises:

@@ -2,44 +2,56 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from fatwood.train import Callback, EpochRecord, FitStats, History, RunInfo, StepRecord, ValidationRecord
+
 __all__ = ["ProgressBar"]
 
 
-class ProgressBar:
-    """Rows trained over all epochs, with the loss of the current one; nothing where there is no terminal.
+class ProgressBar(Callback):
+    """Rows trained over all epochs, with the loss of the current one; nothing where there is no terminal."""
 
-    Args:
-        epochs: Of this fit.
-        first_epoch: Its number.
-        rows: Of an epoch.
-        shown: ``False`` never shows the bar; ``True`` shows it on a terminal or in a notebook.
-    """
+    def __init__(self) -> None:
+        self._run: RunInfo | None = None
+        self._bar: Any = None
+        self._figures: dict[str, str] = {}
 
-    def __init__(self, *, epochs: int, first_epoch: int, rows: int, shown: bool) -> None:
-        self._epochs = epochs
-        self._first_epoch = first_epoch
-        self._rows = rows
-        self._bar: Any = tqdm(
-            total=rows * epochs, unit=" rows", unit_scale=True, disable=None if shown else True
-        )
+    def on_start(self, run: RunInfo) -> None:
+        """Draw it empty."""
+        self._run = run
+        self._bar = tqdm(total=run.rows * run.epochs, unit=" rows", unit_scale=True, disable=None)
         self._bar.set_description("starting workers")
 
-    def update(self, epoch: int, rows: int, loss: float) -> None:
-        """Show that ``rows`` rows of an epoch are trained, with this mean loss."""
-        done = epoch - self._first_epoch
-        self._bar.set_description(f"epoch {done + 1}/{self._epochs}", refresh=False)
-        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        self._bar.update(done * self._rows + rows - self._bar.n)
+    def on_step(self, record: StepRecord) -> None:
+        """Move it."""
+        self._show(record.epoch, record.rows_of_epoch, record.mean_loss)
 
-    def __enter__(self) -> ProgressBar:
-        return self
+    def on_validation(self, record: ValidationRecord) -> None:
+        """Show the validation's loss from now on."""
+        self._figures["validation"] = f"{record.loss:.4f}"
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()
+    def on_epoch(self, record: EpochRecord) -> None:
+        """Move it to the epoch's end, which the last step told is not quite."""
+        self._show(record.epoch, record.rows, record.loss)
+
+    def on_end(self, history: History, stats: FitStats) -> None:  # noqa: ARG002
+        """Leave it as it is, on a line of its own."""
+        self._close()
+
+    def on_error(self, error: BaseException) -> None:  # noqa: ARG002
+        """The same."""
+        self._close()
+
+    def _show(self, epoch: int, rows: int, loss: float) -> None:
+        assert self._run is not None  # noqa: S101  # it was started
+        done = epoch - self._run.first_epoch
+        self._bar.set_description(f"epoch {done + 1}/{self._run.epochs}", refresh=False)
+        self._bar.set_postfix({"loss": f"{loss:.4f}", **self._figures}, refresh=False)
+        self._bar.update(done * self._run.rows + rows - self._bar.n)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

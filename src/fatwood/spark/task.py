@@ -22,7 +22,7 @@ import torch
 from fatwood.errors import ClusterError, PeerLost
 from fatwood.spark.failures import describe_failure, is_of_the_machine
 from fatwood.spark.shipping import unship
-from fatwood.train import TrainingJob, WorkOrder, join_job, run_member
+from fatwood.train import Recipe, TrainingJob, WorkOrder, join_job, run_member
 
 __all__ = ["RESULT_SCHEMA", "TaskOrder", "run_worker"]
 
@@ -37,9 +37,11 @@ class TaskOrder:
     """All that a training task is told."""
 
     shipped: bytes
-    """Network, loss, optimizer and strategy, from :func:`fatwood.spark.shipping.ship`."""
+    """Network, loss, optimizer, scheduler, strategy and callbacks, from :func:`fatwood.spark.shipping.ship`."""
     options: Mapping[str, Any]
     """The other fields of :class:`fatwood.train.TrainingJob`."""
+    recipe: Mapping[str, Any]
+    """The other fields of :class:`fatwood.train.Recipe`."""
     work: WorkOrder
 
 
@@ -56,7 +58,9 @@ def run_worker(batches: Iterator[pa.RecordBatch], order: TaskOrder) -> Iterator[
     with join_job(order.work, rank, {"pid": os.getpid(), "attempt": context.attemptNumber()}) as member:
         try:
             if not member.finished:
-                job = TrainingJob(**unship(order.shipped), **order.options)
+                parts = unship(order.shipped)
+                made_of = {name: parts.pop(name) for name in ("optimizer", "scheduler")}
+                job = TrainingJob(**parts, **order.options, recipe=Recipe(**made_of, **order.recipe))
                 run_member(job, order.work, member, _fed(batches), _local_directory())
         except BaseException as error:  # also what the user's code raises to leave the process
             _drain(batches)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from fatwood.exchange import Coordinator, Event
 from fatwood.spark.checkpointing import CheckpointWriter
 from fatwood.spark.failures import failure_of_spark, rebuild_failure, severity
 from fatwood.spark.workers import JobEnded, PlanFailed, WorkerJobs
-from fatwood.train import Incident, WorkerStats
+from fatwood.train import Incident, Record, WorkerStats, record_from_json
 
 __all__ = ["ENCODING_LOG", "LOG", "TrainingResult", "Watch"]
 
@@ -41,7 +41,11 @@ class TrainingResult:
     shared: Path | None = None
     """A file with network and ledger."""
     states: dict[int, Path] = field(default_factory=dict)
+    traces: dict[int, Path] = field(default_factory=dict)
+    """Files with what each worker did when."""
     incidents: list[Incident] = field(default_factory=list)
+    started: float = field(default_factory=time.time)
+    """When the driver began to watch, in seconds since 1970; incidents count from then."""
 
 
 @dataclass
@@ -68,7 +72,7 @@ class Watch:
         jobs: Of the job, started.
         workers: How many ranks it has.
         start_timeout_seconds: As the coordinator's, for a message.
-        on_progress: Called with epoch, rows trained in it and mean loss.
+        on_progress: Called with the records of a worker's report, in the order of events.
         writer: Gets the parts of checkpoints.
         how_to_resume: For the hint of an error after which the run cannot go on.
     """
@@ -80,7 +84,7 @@ class Watch:
         *,
         workers: int,
         start_timeout_seconds: float,
-        on_progress: Callable[[int, int, float], None],
+        on_progress: Callable[[Sequence[Record]], None],
         writer: CheckpointWriter | None,
         how_to_resume: Callable[[], str],
     ) -> None:
@@ -131,9 +135,11 @@ class Watch:
         body = event.body
         match event.kind:
             case "progress":
-                for worker, trained in zip(self._workers, body["trained"], strict=True):
-                    worker.trained = trained
-                self._on_progress(int(body["epoch"]), int(body["rows"]), float(body["loss"]))
+                with _understood("a report of progress", body, where):
+                    records = [record_from_json(values) for values in body["records"]]
+                    for worker, trained in zip(self._workers, body["trained"], strict=True):
+                        worker.trained = max(worker.trained, int(trained))
+                self._on_progress(records)
             case "encoding":
                 self._log_encoding(event.rank, body, where)
             case "blob":
@@ -142,7 +148,8 @@ class Watch:
                 self._writer.reported(event.rank, int(body["agreements"]), body["ranks"])
             case "done":
                 with _understood("the statistics of a finished worker", body, where):
-                    self._result.workers[event.rank] = WorkerStats.from_json(body["stats"])
+                    stats = WorkerStats.from_json(body["stats"])
+                self._result.workers[event.rank] = replace(stats, host=event.host)
                 self._done.add(event.member)
             case "joined":
                 self._ranks[event.member] = event.rank
@@ -177,6 +184,8 @@ class Watch:
             self._result.shared = path
         elif name == "state":
             self._result.states[rank] = path
+        elif name == "trace":
+            self._result.traces[rank] = path
         elif self._writer is not None:
             self._writer.add_part(rank, name, path)
 

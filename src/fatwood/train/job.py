@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -13,13 +12,14 @@ import torch
 from fatwood.codec import trainable_parameters
 from fatwood.data import Layout, OnBadRow, PartitionData
 from fatwood.errors import OptionError
+from fatwood.train.callback import WorkerCallback
+from fatwood.train.criterion import Criterion, LossFunction
 from fatwood.train.header import MAX_ROWS
-from fatwood.train.strategy import Strategy
+from fatwood.train.recipe import Recipe
+from fatwood.train.stopping import EarlyStopping
+from fatwood.train.strategy import Strategy, require_whole
 
-__all__ = ["LossFunction", "OptimizerFactory", "TrainingJob"]
-
-LossFunction = Callable[[Any, Any], torch.Tensor]
-OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+__all__ = ["TrainingJob"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,8 @@ class TrainingJob:
 
     network: torch.nn.Module
     loss: LossFunction
-    """``loss(output, label)``: a scalar, the mean over the rows of the minibatch."""
-    optimizer: OptimizerFactory
+    """``loss(output, label)`` or ``loss(network, batch)``: a scalar, the mean over the rows of the minibatch."""
+    recipe: Recipe
     strategy: Strategy
     batch_size: int
     """Rows of a minibatch, per worker."""
@@ -41,6 +41,16 @@ class TrainingJob:
     on_bad_row: OnBadRow = "error"
     digest_every: int = 100
     """Agreements between two comparisons of the replicas' digests; the fit's end is always compared."""
+    weighted: bool = False
+    """Whether rows have sample weights."""
+    with_validation: bool = False
+    """Whether there are validation rows."""
+    validate_every: int | None = None
+    """Agreements between two validations; None for one at each epoch's end."""
+    early_stopping: EarlyStopping | None = None
+    callbacks: tuple[WorkerCallback, ...] = ()
+    collect_stats: bool = False
+    """Whether workers note when they did what."""
 
     def __post_init__(self) -> None:
         for name, lowest in (
@@ -50,7 +60,7 @@ class TrainingJob:
             ("seed", 0),
             ("digest_every", 1),
         ):
-            _require_whole(name, getattr(self, name), lowest)
+            require_whole(name, getattr(self, name), lowest)
         if self.seed >= 2**63:
             text = f"seed: expected less than 2**63, received {self.seed}"
             raise OptionError(text)
@@ -58,9 +68,20 @@ class TrainingJob:
             text = f"on_bad_row: expected 'error' or 'skip', received {self.on_bad_row!r}"
             raise OptionError(text)
         _require_network(self.network)
-        _require_strategy(self.strategy, self.batch_size)
+        _require_strategy(self.strategy, self.batch_size * self.recipe.accumulate)
         _require_loss(self.loss)
-        _require_optimizer(self.optimizer, self.network)
+        Criterion(self.loss, weighted=self.weighted)
+        self.recipe.require_fit(self.network)
+        if self.validate_every is not None:
+            require_whole("validate_every", self.validate_every)
+            if not self.with_validation:
+                text = f"validate_every: expected validation rows beside it, received validate_every={self.validate_every}"
+                raise OptionError(text, hint="pass fit(..., validation=df)")
+        if not isinstance(self.early_stopping, EarlyStopping | None):
+            text = f"early_stopping: expected EarlyStopping or None, received {self.early_stopping!r}"
+            raise OptionError(text, hint="early_stopping=EarlyStopping(patience=3)")
+        if self.early_stopping is not None:
+            self.early_stopping.require_validation(with_validation=self.with_validation)
 
     def partition(
         self,
@@ -70,6 +91,7 @@ class TrainingJob:
         spill_directory: Path,
         *,
         keep: bool = False,
+        prefetch: int = 0,
     ) -> PartitionData:
         """A worker's rows as minibatches of this job.
 
@@ -79,6 +101,7 @@ class TrainingJob:
             rank: Of the worker.
             spill_directory: For the rows of later epochs.
             keep: Whether to keep them there in any case.
+            prefetch: How many minibatches a thread reads ahead.
         """
         return PartitionData(
             batches,
@@ -92,13 +115,8 @@ class TrainingJob:
             on_bad_row=self.on_bad_row,
             spill_directory=spill_directory,
             keep=keep,
+            prefetch=prefetch,
         )
-
-
-def _require_whole(name: str, value: object, lowest: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-        text = f"{name}: expected a whole number of at least {lowest}, received {value!r}"
-        raise OptionError(text)
 
 
 def _require_network(network: object) -> None:
@@ -108,12 +126,12 @@ def _require_network(network: object) -> None:
     trainable_parameters(network)
 
 
-def _require_strategy(strategy: object, batch_size: int) -> None:
+def _require_strategy(strategy: object, rows_of_step: int) -> None:
     if not isinstance(strategy, Strategy):
         text = f"strategy: expected a Strategy, received {strategy!r}"
         raise OptionError(text, hint="for example strategy=GradientSharing()")
-    if strategy.every * batch_size > MAX_ROWS:
-        text = f"strategy: expected at most {MAX_ROWS} rows between two agreements, received {strategy.every} x {batch_size}"
+    if strategy.every * rows_of_step > MAX_ROWS:
+        text = f"strategy: expected at most {MAX_ROWS} rows between two agreements, received {strategy.every} x {rows_of_step}"
         raise OptionError(text)
 
 
@@ -125,18 +143,3 @@ def _require_loss(loss: object) -> None:
     if reduction != "mean":
         text = f"loss: expected reduction='mean', received {reduction!r}"
         raise OptionError(text, hint="workers' minibatches are averaged by rows, so each must give a mean")
-
-
-def _require_optimizer(factory: object, network: torch.nn.Module) -> None:
-    hint = "pass a factory: functools.partial(torch.optim.Adam, lr=1e-3)"
-    if isinstance(factory, torch.optim.Optimizer) or not callable(factory):
-        text = f"optimizer: expected a function from parameters to an optimizer, received {type(factory).__name__}"
-        raise OptionError(text, hint=hint)
-    try:
-        made = factory([p for p in network.parameters() if p.requires_grad])
-    except Exception as error:
-        text = f"optimizer: {type(error).__name__}: {error}"
-        raise OptionError(text, hint=hint) from error
-    if not isinstance(made, torch.optim.Optimizer):
-        text = f"optimizer: expected the function to return a torch.optim.Optimizer, received {type(made).__name__}"
-        raise OptionError(text, hint=hint)

@@ -8,13 +8,13 @@ on at the ledger's position, whatever its predecessor had begun.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import Any
 
 from fatwood.errors import ProtocolError
 from fatwood.train.header import Header
-from fatwood.train.records import EpochRecord, epoch_record
+from fatwood.train.records import EpochRecord, StepRecord, ValidationRecord, epoch_record
 
 __all__ = ["Ledger", "Stage"]
 
@@ -25,7 +25,9 @@ class Stage(Enum):
     TRAIN = "train"
     """Minibatches, and an agreement on them."""
     BUFFERS = "buffers"
-    """The epoch's end: float buffers are averaged."""
+    """The epoch's end, or before a validation: float buffers are averaged."""
+    VALIDATE = "validate"
+    """Every worker measures its validation rows."""
     DIGESTS = "digests"
     """The fit's end: the replicas are compared."""
     OVER = "over"
@@ -42,9 +44,19 @@ class Ledger:
     """The epoch after the last one."""
     with_buffers: bool
     """Whether the network has float buffers."""
+    with_validation: bool = False
+    """Whether there are validation rows."""
+    validate_every: int | None = None
+    """Agreements between two validations; None for one at each epoch's end."""
     agreements: int = 0
     """Agreements over the model's whole life."""
+    steps: int = 0
+    """Optimizer steps over the model's whole life: of an agreement, those of the worker that made the most."""
     stage: Stage = Stage.TRAIN
+    closing: bool = False
+    """Whether the epoch ends after the stages before the next agreement."""
+    stopped: str | None = None
+    """Why the fit ends before its last epoch."""
     positions: list[int] = field(default_factory=list)
     """Rows read of this epoch."""
     exhausted: list[bool] = field(default_factory=list)
@@ -52,7 +64,9 @@ class Ledger:
     rows: list[int] = field(default_factory=list)
     """Rows trained of this epoch."""
     loss_sum: float = 0.0
-    """Over the rows trained of this epoch."""
+    """Over the rows trained of this epoch, times their weights."""
+    weight: float = 0.0
+    """Of the rows trained of this epoch."""
     rows_trained: list[int] = field(default_factory=list)
     """Over the fit."""
     rows_skipped: list[int] = field(default_factory=list)
@@ -62,7 +76,9 @@ class Ledger:
     rows_passed_over: int = 0
     """Rows between two messages of a rank that no message had."""
     records: list[EpochRecord] = field(default_factory=list)
-    """The epochs of this fit that are over."""
+    """The epochs of this fit that are over; the last may have been broken off by `stopped`."""
+    validations: list[ValidationRecord] = field(default_factory=list)
+    """Of this fit."""
 
     def __post_init__(self) -> None:
         for name in ("positions", "rows", "rows_trained", "rows_skipped"):
@@ -78,14 +94,21 @@ class Ledger:
         return not all(self.exhausted[rank] or rank in abandoned for rank in self._absent(ranks))
 
     def enter(
-        self, ranks: Sequence[int], abandoned: Iterable[int], headers: Sequence[Header], seconds: float
-    ) -> None:
-        """Count a completed agreement, and see whether the epoch is over.
+        self,
+        ranks: Sequence[int],
+        abandoned: Iterable[int],
+        headers: Sequence[Header],
+        *,
+        steps: int,
+        seconds: float,
+    ) -> StepRecord:
+        """Count a completed agreement, and see what comes next.
 
         Args:
             ranks: That took part, in the order of the headers.
             abandoned: Ranks whose rows were not waited for.
             headers: Of their messages.
+            steps: Optimizer steps in it.
             seconds: Wall seconds since the epoch's beginning, on this worker.
 
         Raises:
@@ -97,33 +120,54 @@ class Ledger:
         for rank, header in zip(ranks, headers, strict=True):
             self._count(rank, header)
         self.agreements += 1
+        self.steps += steps
+        record = self._step_record(headers)
+        for rank, header in zip(ranks, headers, strict=True):
+            if header.not_finite:
+                self.stopped = self.stopped or f"loss or update of worker {rank} was not finite"
+            elif header.stop:
+                self.stopped = self.stopped or "its time is over"
         absent_done = all(self.exhausted[rank] or rank in abandoned for rank in self._absent(ranks))
-        if absent_done and all(self.exhausted[rank] for rank in ranks):
-            if self.with_buffers:
-                self.stage = Stage.BUFFERS
-            else:
-                self._close_epoch(seconds)
+        self.closing = self.stopped is not None or (
+            absent_done and all(self.exhausted[rank] for rank in ranks)
+        )
+        if not self.closing and not self.validates_after(self.agreements):
+            return record
+        if self.with_buffers:
+            self.stage = Stage.BUFFERS
+        else:
+            self._validate_or_go_on(seconds)
+        return record
 
-    def next_stage(self, seconds: float) -> None:
-        """Count a completed round other than an agreement."""
-        if self.stage is Stage.BUFFERS:
-            self._close_epoch(seconds)
-        elif self.stage is Stage.DIGESTS:
-            self.stage = Stage.OVER
+    def validates_after(self, agreements: int) -> bool:
+        """Whether a validation follows an agreement although the epoch may go on."""
+        return bool(self.with_validation and self.validate_every and agreements % self.validate_every == 0)
 
-    @property
-    def progress(self) -> tuple[int, int, float]:
-        """The epoch, the rows trained of it, and their mean loss."""
-        rows = sum(self.rows)
-        if not rows and self.records:  # it has only just begun
-            last = self.records[-1]
-            return last.epoch, last.rows, last.loss
-        return self.epoch, rows, self.loss_sum / max(1, rows)
+    def enter_buffers(self, seconds: float) -> None:
+        """Count a completed round that averaged the buffers."""
+        self._validate_or_go_on(seconds)
+
+    def enter_validation(self, record: ValidationRecord, seconds: float) -> None:
+        """Count a completed validation."""
+        self.validations.append(record)
+        self._go_on(seconds, record)
+
+    def enter_digests(self) -> None:
+        """Count the round that has compared the replicas."""
+        self.stage = Stage.OVER
+
+    def stop(self, reason: str, seconds: float) -> None:
+        """End the fit after the rounds until now."""
+        self.stopped = reason
+        if self.stage is Stage.TRAIN and any(self.positions):
+            now = [record for record in self.validations[-1:] if record.step == self.agreements]
+            self._close_epoch(seconds, now[0] if now else None)
+        self.stage = Stage.DIGESTS
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        records = [record.to_json() for record in self.records]
-        return {**asdict(self), "stage": self.stage.value, "records": records}
+        lists = {name: [r.to_json() for r in getattr(self, name)] for name in ("records", "validations")}
+        return {**asdict(self), "stage": self.stage.value, **lists}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Ledger:
@@ -134,7 +178,19 @@ class Ledger:
         """
         try:
             records = [EpochRecord.from_json(record) for record in values["records"]]
-            return cls(**{**values, "stage": Stage(values["stage"]), "records": records})
+            validations = [ValidationRecord.from_json(record) for record in values["validations"]]
+            stage = Stage(values["stage"])
+            ledger = cls(**{**values, "stage": stage, "records": records, "validations": validations})
+            by_rank = (
+                ledger.positions,
+                ledger.exhausted,
+                ledger.rows,
+                ledger.rows_trained,
+                ledger.rows_skipped,
+            )
+            if any(len(entries) != ledger.workers for entries in by_rank):
+                raise ValueError(ledger.workers)
+            return ledger
         except (KeyError, TypeError, ValueError) as error:
             text = f"the state of a run: expected the fields of a ledger, received {values!r:.200}"
             raise ProtocolError(text, hint="all workers must run the same version of fatwood") from error
@@ -153,14 +209,42 @@ class Ledger:
         self.rows[rank] += header.rows
         self.rows_trained[rank] += header.rows
         self.loss_sum += header.loss_sum
+        self.weight += header.share
 
-    def _close_epoch(self, seconds: float) -> None:
-        self.records.append(epoch_record(self.epoch, self.rows, self.loss_sum, seconds))
+    def _step_record(self, headers: Sequence[Header]) -> StepRecord:
+        weight, loss_sum = sum(h.share for h in headers), sum(h.loss_sum for h in headers)
+        return StepRecord(
+            step=self.agreements,
+            epoch=self.epoch,
+            rows=sum(h.rows for h in headers),
+            rows_of_epoch=sum(self.rows),
+            loss=loss_sum / weight if weight else float("nan"),
+            mean_loss=self.loss_sum / self.weight if self.weight else float("nan"),
+        )
+
+    def _validate_or_go_on(self, seconds: float) -> None:
+        ends = self.stopped is not None or self.epoch + 1 == self.end
+        at_end = self.closing and (self.validate_every is None or ends)
+        if self.with_validation and (at_end or self.validates_after(self.agreements)):
+            self.stage = Stage.VALIDATE
+        else:
+            self._go_on(seconds, None)
+
+    def _go_on(self, seconds: float, validation: ValidationRecord | None) -> None:
+        if self.closing:
+            self._close_epoch(seconds, validation)
+        else:
+            self.stage = Stage.TRAIN
+
+    def _close_epoch(self, seconds: float, validation: ValidationRecord | None) -> None:
+        record = epoch_record(self.epoch, self.rows, self.loss_sum, seconds, self.weight)
+        self.records.append(replace(record, validation=validation))
         skipped = [read - trained for read, trained in zip(self.positions, self.rows, strict=True)]
         self.rows_skipped = [max(pair) for pair in zip(self.rows_skipped, skipped, strict=True)]
         self.positions = [0] * self.workers
         self.rows = [0] * self.workers
         self.exhausted = [False] * self.workers
-        self.loss_sum = 0.0
+        self.loss_sum = self.weight = 0.0
+        self.closing = False
         self.epoch += 1
-        self.stage = Stage.TRAIN if self.epoch < self.end else Stage.DIGESTS
+        self.stage = Stage.TRAIN if self.epoch < self.end and self.stopped is None else Stage.DIGESTS

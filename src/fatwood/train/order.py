@@ -42,5 +42,9 @@ class WorkOrder:
     checkpoints: Checkpoints | None = None
     stateless: tuple[int, ...] = ()
     """Ranks for which the driver holds no state although it does for others."""
+    prefetch: int = 0
+    """Minibatches that a thread reads ahead."""
+    time_source: str = "job"
+    """By which clock the times of the run are told; see ``checked_time_source``."""
     ledger: Mapping[str, Any] | None = None
     """Of the run to go on with, as JSON values."""

@@ -25,6 +25,8 @@ class StepRecord:
     """Mean training loss over the rows of this agreement; NaN where there are none."""
     mean_loss: float
     """Mean training loss over the epoch's rows until now."""
+    learning_rate: float | None = None
+    """Of the optimizer's first group, in this step."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

@@ -5,7 +5,8 @@ A :class:`Reducer` is used in three moves:
 1. :meth:`Reducer.prepare` makes this worker's message of its header and vector;
 2. :meth:`Reducer.play` exchanges messages and returns the outcome's parts; it may be called again with another
    exchange and changes nothing here;
-3. :meth:`Reducer.add_mean` adds the weighted mean of all workers' vectors, as the outcome has it, to a target.
+3. :meth:`Reducer.add_reduced` adds the weighted mean of all workers' vectors (or their sum), as the outcome has it, to
+   a target.
 
 All do the same arithmetic in the same order on every worker, so equal targets stay bitwise equal; and the outcome is
 bytes, so a worker that missed it can be given it.
@@ -15,18 +16,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fatwood.codec import EncodingRecord, ThresholdEncoder, apply_messages
+from fatwood.codec import EncodingRecord, ThresholdEncoder, apply_messages, require_finite
 from fatwood.exchange import Buffer, Exchange, Outcome
 from fatwood.train.header import HEADER_BYTES, Header, join, split
 
-__all__ = ["DenseReducer", "Reducer", "ThresholdReducer", "headers_of"]
+__all__ = ["DenseReducer", "Reducer", "Reduction", "Sparsity", "ThresholdReducer", "headers_of"]
 
 Vector = NDArray[np.float32]
+
+Reduction = Literal["mean", "sum"]
+"""``"mean"`` weighs workers by their rows; ``"sum"`` adds what they send, so that the learning rate grows with their
+number (Deeplearning4j's way)."""
+
+
+class Sparsity(NamedTuple):
+    """How sparse a worker's last message was."""
+
+    tau: float
+    density: float
+    """Share of the parameters that was sent."""
 
 
 def headers_of(outcome: Outcome) -> list[Header]:
@@ -43,8 +56,8 @@ class Reducer(ABC):
 
         Args:
             step: Counted from 0 over the model's life.
-            header: A worker whose ``rows`` is 0 has weight 0: what it holds back stays in its residual.
-            vector: ``(n,)``, not changed before the step's :meth:`add_mean`.
+            header: A worker whose ``share`` is 0 has weight 0: what it holds back stays in its residual.
+            vector: ``(n,)``, not changed before the step's :meth:`add_reduced`.
 
         Raises:
             NotFiniteError: The vector has a NaN or an infinity; nothing of it was sent.
@@ -55,12 +68,25 @@ class Reducer(ABC):
         """Send the prepared message; return the parts of the outcome, first every worker's header (and payload)."""
 
     @abstractmethod
-    def add_mean(self, step: int, outcome: Outcome, headers: Sequence[Header], target: Vector) -> None:
-        """Add the mean of all workers' vectors, weighted by ``rows``, to ``target`` of shape ``(n,)`` in place."""
+    def add_reduced(self, step: int, outcome: Outcome, headers: Sequence[Header], target: Vector) -> None:
+        """Add the mean of all workers' vectors, weighted by ``share``, to ``target`` of shape ``(n,)`` in place.
+
+        With the reduction ``"sum"`` it is the sum of the vectors whose share is not 0.
+        """
 
     @abstractmethod
     def message_bytes(self, size: int) -> int:
         """Bytes of the prepared message, of ``size`` parameters; it goes to each peer."""
+
+    @property
+    def sparsity(self) -> Sparsity | None:
+        """Of the last message; None where every value was sent."""
+        return None
+
+    @property
+    def residual(self) -> Vector | None:
+        """``(n,)`` what was not sent yet, where it lies; None where nothing is held back."""
+        return None
 
     @abstractmethod
     def take_records(self) -> list[EncodingRecord]:
@@ -92,23 +118,25 @@ class DenseReducer(Reducer):
     def __init__(self) -> None:
         self._vector: Vector = np.zeros(0, np.float32)
         self._message = b""
-        self._rows = 0
+        self._share = 0.0
 
     def prepare(self, step: int, header: Header, vector: Vector) -> None:
-        """See :meth:`Reducer.prepare`; whoever owns the vector looks for NaNs."""
+        """See :meth:`Reducer.prepare`."""
         del step
-        self._vector, self._message, self._rows = vector, join(header, b""), header.rows
+        if header.share:
+            require_finite(vector)
+        self._vector, self._message, self._share = vector, join(header, b""), header.share
 
     def play(self, exchange: Exchange, step: int) -> Sequence[Buffer]:
         """See :meth:`Reducer.play`."""
         parts: list[Buffer] = list(exchange.gather(step, self._message))
-        if any(split(rank, part)[0].rows for rank, part in zip(exchange.ranks, parts, strict=True)):
-            mean = exchange.mean(self._vector, float(self._rows))
+        if any(split(rank, part)[0].share for rank, part in zip(exchange.ranks, parts, strict=True)):
+            mean = exchange.mean(self._vector, self._share)
             parts.append(mean.astype("<f4", copy=False).view(np.uint8).data)
         return parts
 
-    def add_mean(self, step: int, outcome: Outcome, headers: Sequence[Header], target: Vector) -> None:
-        """See :meth:`Reducer.add_mean`."""
+    def add_reduced(self, step: int, outcome: Outcome, headers: Sequence[Header], target: Vector) -> None:
+        """See :meth:`Reducer.add_reduced`."""
         del step, headers
         target += np.frombuffer(outcome.parts[-1], "<f4")
 
@@ -141,34 +169,43 @@ class ThresholdReducer(Reducer):
     The outcome's parts are every worker's header and message.
     """
 
-    def __init__(self, encoder: ThresholdEncoder) -> None:
+    def __init__(self, encoder: ThresholdEncoder, reduction: Reduction = "mean") -> None:
         self._encoder = encoder
+        self._reduction = reduction
         self._message = b""
         self._records: list[EncodingRecord] = []
 
     def prepare(self, step: int, header: Header, vector: Vector) -> None:
         """See :meth:`Reducer.prepare`."""
-        self._message = join(header, self._encode(vector, step) if header.rows else b"")
+        self._message = join(header, self._encode(vector, step) if header.share else b"")
 
     def play(self, exchange: Exchange, step: int) -> Sequence[Buffer]:
         """See :meth:`Reducer.play`."""
         return exchange.gather(step, self._message)
 
-    def add_mean(self, step: int, outcome: Outcome, headers: Sequence[Header], target: Vector) -> None:
-        """See :meth:`Reducer.add_mean`."""
-        total = sum(header.rows for header in headers)
-        with_rows = [
-            (split(rank, part)[1], header.rows / total)
-            for rank, part, header in zip(outcome.ranks, outcome.parts, headers, strict=True)
-            if header.rows
-        ]
-        payloads, scales = [payload for payload, _ in with_rows], [scale for _, scale in with_rows]
+    def add_reduced(self, step: int, outcome: Outcome, headers: Sequence[Header], target: Vector) -> None:
+        """See :meth:`Reducer.add_reduced`."""
+        sent = [(part, h) for part, h in zip(outcome.parts, headers, strict=True) if h.share]
+        total = sum(header.share for _, header in sent)
+        payloads = [header.payload_in(part) for part, header in sent]
+        scales = [1.0 if self._reduction == "sum" else header.share / total for _, header in sent]
         apply_messages(payloads, target, scales, step, threads=self._encoder.threads)
 
     def message_bytes(self, size: int) -> int:
         """Header and encoded payload, as they are."""
         del size
         return len(self._message)
+
+    @property
+    def residual(self) -> Vector | None:
+        """See :attr:`Reducer.residual`."""
+        return np.asarray(self._encoder.residual)
+
+    @property
+    def sparsity(self) -> Sparsity | None:
+        """See :attr:`Reducer.sparsity`."""
+        last = self._encoder.last
+        return None if last is None or not last.tau else Sparsity(last.tau, last.count / self._encoder.n)
 
     def take_records(self) -> list[EncodingRecord]:
         """One for every message that was made, with ``encoding_debug``; none for dense steps of a warm-up."""

@@ -2,88 +2,34 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
-from fatwood.codec import EncodingRecord, findings
+import pyarrow as pa
 
-__all__ = [
-    "EncodingLog",
-    "FitStats",
-    "Incident",
-    "PhaseClock",
-    "WorkerStats",
-]
+from fatwood import report, storage
+from fatwood.codec import findings
+from fatwood.errors import OptionError, StorageError
+from fatwood.train.clock import PhaseClock
+from fatwood.train.encoding_log import EncodingLog
+from fatwood.train.records import EpochRecord, History, ValidationRecord
+from fatwood.train.summary import clock_remarks, summary
+from fatwood.train.tables import tables
+from fatwood.train.worker_stats import Incident, WorkerStats
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    import pandas as pd
 
-_ENCODING_RECORDS = 1000
-"""At most so many of a worker are kept: half a megabyte on their way to the driver, in a frame of at most one."""
+__all__ = ["EncodingLog", "FitStats", "Incident", "PhaseClock", "WorkerStats"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerStats:
-    """What one worker did in one fit."""
-
-    rank: int
-    rows_trained: int
-    """Counted once per epoch."""
-    rows_skipped: int
-    """Bad rows left out, counted once each."""
-    minibatches: int
-    agreements: int
-    message_bytes: int
-    """Size of this worker's messages, headers included; what it sent of them to each peer is up to the exchange."""
-    bytes_sent: int
-    """Bytes this worker put on the network, all peers and all framing included."""
-    digest: int
-    """64-bit digest of parameters and float buffers at the end."""
-    seconds: Mapping[str, float]
-    """Wall seconds by phase: read, compute, send (encode and exchange), apply; missing (waiting for lost workers to come
-    back) and checkpoint where there were any."""
-    waited_seconds: Mapping[int, float] = field(default_factory=dict)
-    """Wall seconds spent waiting in exchanges, by the rank whose message came last; part of send."""
-    encoding: tuple[EncodingRecord, ...] = ()
-    """With ``encoding_debug``, what was measured of every message; of a long run every second, fourth, ... of them,
-    see :class:`EncodingLog`."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        encoding = [record.to_json() for record in self.encoding]
-        waited = {str(rank): seconds for rank, seconds in self.waited_seconds.items()}
-        return {**vars(self), "seconds": dict(self.seconds), "waited_seconds": waited, "encoding": encoding}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> WorkerStats:
-        """From the values of :meth:`to_json`."""
-        encoding = tuple(EncodingRecord.from_json(record) for record in values["encoding"])
-        waited = {int(rank): float(seconds) for rank, seconds in values["waited_seconds"].items()}
-        return cls(**{**values, "encoding": encoding, "waited_seconds": waited})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Incident:
-    """Something that happened to a worker during a fit."""
-
-    seconds: float
-    """Since the training job began."""
-    kind: str
-    """``"lost"``; ``"rejoined"``: another process has taken its place and its state; ``"spare"``: a second process waits
-    beside a living one; ``"held"``: too few workers; ``"abandoned"``: the others went on without this worker's rows."""
-    rank: int | None
-    """Of the worker; None where it is about all."""
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.seconds:8.1f} s  {self.text}"
+_MAX_FILE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitStats:
-    """What a fit did in all."""
+    """What a fit did in all. Prints as a text of a screen."""
 
     workers: tuple[WorkerStats, ...]
     """Those that were there at the end; of a worker that was replaced, what its last process did."""
@@ -104,6 +50,12 @@ class FitStats:
     """Trainable parameters."""
     seconds: float
     """Wall seconds on the driver, from the first Spark job to the last."""
+    started: float = 0.0
+    """When the training job began, by the driver's clock, in seconds since 1970; incidents count from then. 0: not known."""
+    history: History = field(default_factory=History)
+    """The epochs of this fit."""
+    validations: tuple[ValidationRecord, ...] = ()
+    """All validations of this fit, those within epochs included."""
 
     @property
     def workers_lost(self) -> int:
@@ -142,104 +94,99 @@ class FitStats:
         return [f"worker {w.rank}: {finding}" for w in self.workers for finding in findings(w.encoding)]
 
     def __str__(self) -> str:
-        sent = self.bytes_per_step
-        times = self.dense_bytes_per_step / sent if sent else 0
-        ratio = f", {times:,.0f} times fewer than dense float32" if times >= 2 else ""
-        lines = [
-            f"{len(self.workers)} workers, {self.seconds:.1f} s, {self.rows_trained:,} of {self.rows_expected:,} rows trained"
-            + (f", {self.rows_skipped:,} skipped" if self.rows_skipped else "")
-            + (f", {self.rows_lost:,} LOST" if self.rows_lost else "")
-            + (f", {self.rows_trained_twice:,} trained TWICE" if self.rows_trained_twice else ""),
-            f"{sent:,.0f} bytes a step and worker{ratio}",
-            "replicas bitwise equal" if self.digest_equal else "replicas DIFFER",
-            "rank       rows  minibatches        sent    read s  compute s    send s   apply s",
-        ]
-        for w in self.workers:
-            phases = [w.seconds.get(name, 0.0) for name in ("read", "compute", "send", "apply")]
-            lines.append(
-                f"{w.rank:>4} {w.rows_trained:>10,} {w.minibatches:>12,} {w.bytes_sent:>11,} "
-                f"{phases[0]:>9.1f} {phases[1]:>10.1f} {phases[2]:>9.1f} {phases[3]:>9.1f}"
-            )
-        lines += [
-            f"worker {w.rank} waited {_waits(w.waited_seconds)}"
-            for w in self.workers
-            if _waits(w.waited_seconds)
-        ]
-        if self.incidents:
-            lines.append(
-                f"{self.workers_lost} workers lost, {self.rejoined} replaced; residuals of lost workers are gone"
-            )
-            lines += [str(incident) for incident in self.incidents]
-        return "\n".join([*lines, *(f"finding: {finding}" for finding in self.findings)])
+        return summary(self)
 
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values. ``figures`` has what follows from the rest, for readers that are no Python."""
+        derived = ("workers_lost", "rejoined", "rows_skipped", "bytes_per_step", "dense_bytes_per_step")
+        figures = {name: getattr(self, name) for name in (*derived, "digest_equal", "findings")}
+        return {
+            **report.stamp(),
+            **vars(self),
+            **{
+                name: [item.to_json() for item in getattr(self, name)]
+                for name in ("workers", "incidents", "history", "validations")
+            },
+            "figures": {**figures, "clock_remarks": clock_remarks(self)},
+        }
 
-def _waits(seconds: Mapping[int, float]) -> str:
-    """Whom a worker waited for, the longest first; nothing where it is less than five seconds in all."""
-    if sum(seconds.values()) < 5:
-        return ""
-    longest = sorted(seconds.items(), key=lambda item: -item[1])
-    return ", ".join(f"{waited:.1f} s for worker {rank}" for rank, waited in longest if waited >= 0.1)
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> FitStats:
+        """From the values of :meth:`to_json`.
 
-
-class PhaseClock:
-    """Adds up wall seconds by phase; costs two clock readings a phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count the block's time as this phase's."""
-        start = time.perf_counter()
+        Raises:
+            OptionError: They are something else, or of a newer version.
+        """
+        report.require_stamp(values)
         try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            own = {known.name: values[known.name] for known in fields(cls)}
+            own["workers"] = tuple(WorkerStats.from_json(worker) for worker in own["workers"])
+            own["incidents"] = tuple(Incident.from_json(incident) for incident in own["incidents"])
+            own["history"] = History(EpochRecord.from_json(record) for record in own["history"])
+            own["validations"] = tuple(ValidationRecord.from_json(record) for record in own["validations"])
+            return cls(**own)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            text = f"statistics of a fit: expected what FitStats.to_json gives, received something else ({error!r:.200})"
+            raise OptionError(text) from error
 
-    def timed(self, name: str, items: Iterator[T]) -> Iterator[T]:
-        """The same items, with the time spent waiting for each counted as this phase's."""
-        missing: Any = object()
-        while True:
-            with self.phase(name):
-                item = next(items, missing)
-            if item is missing:
-                return
-            yield item
+    def save(self, uri: str | os.PathLike[str]) -> None:
+        """Write a JSON file, for :meth:`load` and ``fatwood report``.
 
+        Args:
+            uri: Where; a scheme picks the store, a plain path is local.
 
-class EncodingLog:
-    """Keeps the records of a run of any length in bounded memory, evenly thinned.
+        Raises:
+            StorageError: It cannot be written.
+        """
+        content = report.encode(self.to_json())
+        storage.write_atomic(uri, lambda file: file.writelines([content]))
 
-    Of the records that come it keeps every one until there are too many; then it lets every second one go and from
-    there on keeps only every second that comes, then every fourth, and so on. The first is always among them.
+    @classmethod
+    def load(cls, uri: str | os.PathLike[str]) -> FitStats:
+        """Read what :meth:`save` wrote.
 
-    Args:
-        most: How many are kept at most.
+        Raises:
+            StorageError: It cannot be read, or is something else.
+        """
+        content = storage.read_bytes(uri, max_bytes=_MAX_FILE_BYTES)
+        try:
+            return cls.from_json(report.decode(content))
+        except OptionError as error:
+            text = f"cannot read {os.fspath(uri)}: {error.message}"
+            raise StorageError(text, hint=error.hint) from error
 
-    >>> log = EncodingLog(most=4)
-    >>> log.extend(range(11))
-    >>> log.records
-    (0, 4, 8)
-    """
+    def to_html(self, uri: str | os.PathLike[str], *, title: str = "Fatwood training report") -> None:
+        """Write one HTML page with timeline, curves and tables; it needs no network and no other file.
 
-    def __init__(self, most: int = _ENCODING_RECORDS) -> None:
-        self._most = most
-        self._every = 1
-        self._seen = 0
-        self._kept: list[EncodingRecord] = []
+        Args:
+            uri: Where; a scheme picks the store, a plain path is local.
+            title: Of the page.
 
-    @property
-    def records(self) -> tuple[EncodingRecord, ...]:
-        """What was kept, in order."""
-        return tuple(self._kept)
+        Raises:
+            StorageError: It cannot be written.
+        """
+        content = report.page(self.to_json(), title=title).encode()
+        storage.write_atomic(uri, lambda file: file.writelines([content]))
 
-    def extend(self, records: Iterable[EncodingRecord]) -> None:
-        """Take up the next records."""
-        for record in records:
-            if self._seen % self._every == 0:
-                if len(self._kept) == self._most:
-                    self._kept = self._kept[::2]
-                    self._every *= 2
-                if self._seen % self._every == 0:
-                    self._kept.append(record)
-            self._seen += 1
+    def to_arrow(self) -> dict[str, pa.Table]:
+        """As tables, by name.
+
+        ``workers``: a row each. ``phases``: rank, phase, seconds. ``waits``: rank, waited_for, seconds. ``epochs``: a row
+        each. ``incidents``: a row each. ``steps``: a row for each worker and stretch of steps, with mean, least and largest
+        value of its figures. ``spans``: rank, phase, start, seconds of the spans that were kept exactly. Times are seconds;
+        ``start`` and ``end`` since 1970, on the job's clock.
+        """
+        return tables(self)
+
+    def to_pandas(self) -> dict[str, pd.DataFrame]:
+        """The tables of :meth:`to_arrow` as DataFrames.
+
+        Raises:
+            OptionError: pandas is not installed.
+        """
+        try:
+            import pandas as pd  # noqa: F401
+        except ImportError:
+            text = "FitStats.to_pandas: pandas is not installed"
+            raise OptionError(text, hint="pip install 'fatwood[spark]', or use to_arrow()") from None
+        return {name: table.to_pandas() for name, table in self.to_arrow().items()}

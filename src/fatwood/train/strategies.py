@@ -6,21 +6,25 @@ References:
     Yujun Lin et al., "Deep Gradient Compression", ICLR 2018 (``GradientSharing.warmup``).
     Sebastian U. Stich, "Local SGD Converges Fast and Communicates Little", ICLR 2019
     (:class:`ParameterAveraging`; Deeplearning4j: ``ParameterAveragingTrainingMaster``).
+    Arthur Douillard et al., "DiLoCo: Distributed Low-Communication Training of Language Models", 2023
+    (:class:`DiLoCo`); An Xu, Zhouyuan Huo, Heng Huang, "Step-Ahead Error Feedback for Distributed Training with
+    Compressed Gradient", AAAI 2021 (``train_ahead``); Amir Sarfi et al., "Communication Efficient LLM Pre-training with SparseLoCo", 2025 (with a threshold).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from fatwood.codec import AdaptiveThreshold, DensityWarmup, ResidualClipping, Threshold, ThresholdEncoder
 from fatwood.errors import OptionError
-from fatwood.train.reduce import DenseReducer, Reducer, ThresholdReducer
-from fatwood.train.strategy import Strategy
+from fatwood.train.outer import Nesterov, OuterStep
+from fatwood.train.reduce import DenseReducer, Reducer, Reduction, ThresholdReducer
+from fatwood.train.strategy import Shares, Strategy, require_number, require_whole
 
-__all__ = ["AllReduce", "GradientSharing", "ParameterAveraging"]
+__all__ = ["AllReduce", "DiLoCo", "GradientSharing", "ParameterAveraging"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,36 +44,41 @@ class GradientSharing(Strategy):
     warmup: DensityWarmup | None = None
     """The shares of the parameters to send in the first steps of the model's life; ``None`` begins with the
     threshold's rule."""
+    exchange: Shares = "updates"
+    """What is encoded: the update that each worker's own optimizer made, or the gradient. With ``"gradients"`` all
+    optimizers take the same step on the decoded mean; moments of adaptive optimizers then see sparse gradients only."""
+    reduction: Reduction = "mean"
+    """How workers' messages become one: their mean, weighted by rows, or their ``"sum"``, Deeplearning4j's way, where
+    the effective learning rate grows with the number of workers."""
+    staleness: Literal[0, 1] = 0
+    """With 1 a message is exchanged while the next minibatch computes, on parameters that lack it. Replicas stay bitwise
+    equal; a step takes the longer of computing and exchanging, and learns from parameters that are one step old."""
+    train_ahead: bool = False
+    """Compute on the agreed parameters plus what this worker has not sent yet (step-ahead error feedback): its own updates
+    take effect at once for itself, and residuals do not work against them. Messages and agreed parameters are made as without."""
     encoding_debug: bool = False
     """Measure every message: thresholds, densities, bytes, and how far the residuals lie above their thresholds."""
 
     every: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
-        # A class has the functions of its instances, so it must be told apart.
-        if isinstance(self.threshold, type) or not isinstance(self.threshold, Threshold):
-            text = (
-                "threshold: expected AdaptiveThreshold, FixedThreshold, TargetSparsityThreshold or another rule with "
-                f"start_density, init, next and merge, received {self.threshold!r}"
-            )
-            raise OptionError(
-                text,
-                hint="pass an instance; for a constant threshold write threshold=FixedThreshold(tau=1e-3)",
-            )
-        if not isinstance(self.clipping, ResidualClipping | None):
-            text = f"clipping: expected ResidualClipping or None, received {self.clipping!r}"
+        _require_codec(self.threshold, self.clipping, self.warmup)
+        if self.exchange not in get_args(Shares):
+            text = f"exchange: expected 'updates' or 'gradients', received {self.exchange!r}"
             raise OptionError(text)
-        if not isinstance(self.warmup, DensityWarmup | None):
-            text = f"warmup: expected DensityWarmup or None, received {self.warmup!r}"
-            raise OptionError(text, hint="for example warmup=DensityWarmup(steps=100)")
+        if self.reduction not in get_args(Reduction):
+            text = f"reduction: expected 'mean' or 'sum', received {self.reduction!r}"
+            raise OptionError(text)
+        _require_staleness(self.staleness)
+        _require_ahead(self.train_ahead, possible=self.exchange == "updates")
         if not isinstance(self.encoding_debug, bool):
             text = f"encoding_debug: expected True or False, received {self.encoding_debug!r}"
             raise OptionError(text)
 
     @property
-    def shares(self) -> Literal["updates", "gradients"]:
-        """Updates: what the worker's own optimizer made of its gradients."""
-        return "updates"
+    def shares(self) -> Shares:
+        """As ``exchange`` says."""
+        return self.exchange
 
     def reducer(self, size: int) -> Reducer:
         """A residual of ``size`` zeros and a fresh threshold."""
@@ -81,23 +90,27 @@ class GradientSharing(Strategy):
             debug=self.encoding_debug,
             threads=torch.get_num_threads(),
         )
-        return ThresholdReducer(encoder)
+        return ThresholdReducer(encoder, self.reduction)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterAveraging(Strategy):
-    """Workers train alone for ``every`` minibatches, then average their parameters, weighted by rows."""
+    """Workers train alone for ``every`` optimizer steps, then average their parameters, weighted by rows."""
 
     every: int = 5
-    """Minibatches between two averagings. What is left at an epoch's end is averaged too."""
+    """Optimizer steps between two averagings. What is left at an epoch's end is averaged too."""
+    average_optimizer: bool = True
+    """Average the optimizers' tensors (momentum and the like), too; it costs as many bytes again for each of them.
+    Otherwise every worker keeps its own."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.every, int) or isinstance(self.every, bool) or self.every < 1:
-            text = f"ParameterAveraging(every=...): expected a whole number of at least 1, received {self.every!r}"
+        require_whole("ParameterAveraging(every=...)", self.every)
+        if not isinstance(self.average_optimizer, bool):
+            text = f"average_optimizer: expected True or False, received {self.average_optimizer!r}"
             raise OptionError(text)
 
     @property
-    def shares(self) -> Literal["updates", "gradients"]:
+    def shares(self) -> Shares:
         """Updates: the mean update added to the old parameters is the mean of the new ones."""
         return "updates"
 
@@ -108,13 +121,71 @@ class ParameterAveraging(Strategy):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiLoCo(Strategy):
+    """Workers train alone for ``every`` optimizer steps; the mean of their updates goes through an outer Nesterov momentum.
+
+    With a threshold the updates travel as in :class:`GradientSharing`: fewer rounds, and a small message in each.
+    """
+
+    every: int = 100
+    """Optimizer steps between two agreements. What is left at an epoch's end is agreed on too."""
+    outer_lr: float = 0.7
+    """Learning rate of the outer step; 1 with ``outer_momentum=0`` is averaging."""
+    outer_momentum: float = 0.9
+    """Nesterov momentum over agreements; 0 has none."""
+    threshold: Threshold | None = None
+    """How the threshold of the codec is chosen; None sends every value."""
+    clipping: ResidualClipping | None = None
+    """As in :class:`GradientSharing`; an update of many steps is left whole by default."""
+    warmup: DensityWarmup | None = None
+    """As in :class:`GradientSharing`, counted in agreements."""
+    train_ahead: bool = False
+    """As in :class:`GradientSharing`."""
+
+    def __post_init__(self) -> None:
+        require_whole("DiLoCo(every=...)", self.every)
+        require_number("DiLoCo(outer_lr=...)", self.outer_lr, above=0)
+        if self.outer_momentum != 0:
+            require_number("DiLoCo(outer_momentum=...)", self.outer_momentum, above=0, below=1)
+        if self.threshold is not None:
+            _require_codec(self.threshold, self.clipping, self.warmup)
+        elif self.clipping is not None or self.warmup is not None:
+            text = "DiLoCo: expected a threshold beside clipping or warmup, received None"
+            raise OptionError(text, hint="for example threshold=TargetSparsityThreshold(target=0.05)")
+        _require_ahead(self.train_ahead, possible=self.threshold is not None)
+
+    @property
+    def shares(self) -> Shares:
+        """Updates."""
+        return "updates"
+
+    def reducer(self, size: int) -> Reducer:
+        """Dense float32, or a residual of ``size`` zeros and a fresh threshold."""
+        if self.threshold is None:
+            return DenseReducer()
+        threads = torch.get_num_threads()
+        return ThresholdReducer(
+            ThresholdEncoder(size, self.threshold, self.clipping, warmup=self.warmup, threads=threads)
+        )
+
+    def outer(self, size: int) -> OuterStep:
+        """A velocity of ``size`` zeros."""
+        return Nesterov(size, self.outer_lr, self.outer_momentum)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AllReduce(Strategy):
     """Synchronous data parallelism: one optimizer step on the mean gradient of all workers' minibatches."""
 
+    staleness: Literal[0, 1] = 0
+    """As in :class:`GradientSharing`."""
     every: int = field(default=1, init=False)
 
+    def __post_init__(self) -> None:
+        _require_staleness(self.staleness)
+
     @property
-    def shares(self) -> Literal["updates", "gradients"]:
+    def shares(self) -> Shares:
         """Gradients, so every worker's optimizer takes the same step."""
         return "gradients"
 
@@ -122,3 +193,36 @@ class AllReduce(Strategy):
         """Dense float32."""
         del size  # nothing is kept between agreements
         return DenseReducer()
+
+
+def _require_codec(threshold: object, clipping: object, warmup: object) -> None:
+    # A class has the functions of its instances, so it must be told apart.
+    if isinstance(threshold, type) or not isinstance(threshold, Threshold):
+        text = (
+            "threshold: expected AdaptiveThreshold, FixedThreshold, TargetSparsityThreshold or another rule with "
+            f"start_density, init, next and merge, received {threshold!r}"
+        )
+        raise OptionError(
+            text, hint="pass an instance; for a constant threshold write threshold=FixedThreshold(tau=1e-3)"
+        )
+    if not isinstance(clipping, ResidualClipping | None):
+        text = f"clipping: expected ResidualClipping or None, received {clipping!r}"
+        raise OptionError(text)
+    if not isinstance(warmup, DensityWarmup | None):
+        text = f"warmup: expected DensityWarmup or None, received {warmup!r}"
+        raise OptionError(text, hint="for example warmup=DensityWarmup(steps=100)")
+
+
+def _require_ahead(train_ahead: object, *, possible: bool) -> None:
+    if not isinstance(train_ahead, bool):
+        text = f"train_ahead: expected True or False, received {train_ahead!r}"
+        raise OptionError(text)
+    if train_ahead and not possible:
+        text = "train_ahead: expected a residual of updates (a threshold, exchange='updates'), received True without one"
+        raise OptionError(text)
+
+
+def _require_staleness(staleness: object) -> None:
+    if isinstance(staleness, bool) or staleness not in (0, 1):
+        text = f"staleness: expected 0 or 1, received {staleness!r}"
+        raise OptionError(text)

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from fatwood.data import PartitionData
+from fatwood.errors import ExchangeError, StorageError
 from fatwood.exchange import ElasticTeam, Exchange, Member, TcpExchange, View
 from fatwood.train.job import TrainingJob
 from fatwood.train.ledger import Ledger
@@ -24,6 +26,8 @@ from fatwood.train.order import WorkOrder
 from fatwood.train.packing import pack, unpack
 from fatwood.train.replica import Replica
 from fatwood.train.reports import EncodingReports, ProgressReports
+from fatwood.train.timesource import measure_offset
+from fatwood.train.trace import Trace
 from fatwood.train.uploads import Uploads
 
 __all__ = ["current_rank", "join_job", "run_member"]
@@ -92,12 +96,16 @@ def run_member(
         )
 
     with (
-        job.partition(batches, order.layout, member.rank, directory, keep=member.late) as data,
+        job.partition(
+            batches, order.layout, member.rank, directory, keep=member.late, prefetch=order.prefetch
+        ) as data,
         EncodingReports(member) as on_encoding,
         Uploads(member, order.checkpoints) as uploads,
     ):
         if member.late:
             data.keep_all()  # before the others wait for it
+        trace = Trace() if job.collect_stats else None
+        _note_clock(trace, order, member)
         team = ElasticTeam(member, connect)
         replica = Replica(
             job,
@@ -107,21 +115,32 @@ def run_member(
             ledger=None if order.ledger is None else Ledger.from_json(order.ledger),
             on_encoding=on_encoding,
             recorder=uploads,
+            trace=trace,
         )
         member.ready()
         token = _RANK.set(member.rank)
         try:
             if team.start(replica):
-                replica.train(data, ProgressReports(member, replica))
+                on_progress = ProgressReports(member)
+                replica.train(data, on_progress)
+                on_progress.flush()
                 uploads.finish()
                 on_encoding.flush()  # nobody hears it once the job is over
-                _deliver(member, replica, team, data)
+                _note_clock(trace, order, member)
+                _deliver(member, replica, team, data, trace)
         finally:
             _RANK.reset(token)
             team.close()
 
 
-def _deliver(member: Member, replica: Replica, team: ElasticTeam, data: PartitionData) -> None:
+def _note_clock(trace: Trace | None, order: WorkOrder, member: Member) -> None:
+    if trace is not None:
+        trace.clock(measure_offset(order.time_source, member))
+
+
+def _deliver(
+    member: Member, replica: Replica, team: ElasticTeam, data: PartitionData, trace: Trace | None
+) -> None:
     """Send what came of it, and stay until the job is over: a worker that was lost may come back for the end."""
     has_shared = has_own = False
     while True:
@@ -130,6 +149,9 @@ def _deliver(member: Member, replica: Replica, team: ElasticTeam, data: Partitio
             has_shared = True
         if not has_own:
             member.send_blob("state", pack(replica.state()))
+            if trace is not None:
+                with suppress(ExchangeError, StorageError):  # the run is worth more than a picture of it
+                    member.send_blob("trace", trace.to_bytes())
             member.report("done", {"stats": replica.stats(data).to_json()})
             has_own = True
         if not team.wait(for_missing=False):

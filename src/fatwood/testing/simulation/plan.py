@@ -62,6 +62,12 @@ class Plan:
     """How willingly the clock moves on while there is something to do."""
     paces: tuple[float, ...]
     """Processes have one of these."""
+    validate_every: int | None = None
+    """Agreements between two validations; 0 for one at each epoch's end; None for none."""
+    stop_after: int | None = None
+    """Validations after which all judge that it is enough."""
+    time: int | None = None
+    """Agreements after which the worker of the lowest rank says that the time is over."""
 
     def is_bad(self, rank: int, row: int) -> bool:
         """Whether a row is read and not trained."""
@@ -95,6 +101,9 @@ def draw(chooser: random.Random) -> Plan:
         delivery=chooser.choice((1.0, 3.0, 8.0)),
         tick=chooser.choice((0.0, 0.02, 0.2)),
         paces=chooser.choice(((1.0,), (1.0, 0.2), (1.0, 0.3, 0.03))),
+        validate_every=chooser.choice((None, None, 0, 1, 2)),
+        stop_after=chooser.choice((None, None, 1, 2)),
+        time=chooser.choice((None, None, None, 1, 3)),
     )
 
 

@@ -17,6 +17,7 @@ from fatwood.exchange.outcome import Outcome
 from fatwood.exchange.team import Trainee
 from fatwood.train.header import Header, join, split
 from fatwood.train.ledger import Ledger, Stage
+from fatwood.train.records import ValidationRecord
 
 if TYPE_CHECKING:
     from fatwood.testing.simulation.plan import Plan
@@ -60,7 +61,14 @@ class Toy(Trainee):
     ) -> None:
         self.rounds = 0
         self.parameters = 0
-        self.ledger = Ledger(workers=plan.workers, epoch=0, end=plan.epochs, with_buffers=plan.with_buffers)
+        self.ledger = Ledger(
+            workers=plan.workers,
+            epoch=0,
+            end=plan.epochs,
+            with_buffers=plan.with_buffers,
+            with_validation=plan.validate_every is not None,
+            validate_every=plan.validate_every or None,
+        )
         self.applied: list[Applied] = []
         self.abandoned: list[list[int]] = []
         """Epoch and rank, wherever an agreement did not wait for a rank's rows."""
@@ -113,6 +121,8 @@ class Toy(Trainee):
                 self._agree(team)
             elif self.ledger.stage is Stage.BUFFERS:
                 self._average_buffers(team)
+            elif self.ledger.stage is Stage.VALIDATE:
+                self._validate(team)
             else:
                 self._compare(team)
         process.roster.tell("done", None)
@@ -120,7 +130,8 @@ class Toy(Trainee):
             assert team.completed == self.rounds, "a round after the last"
 
     def _agree(self, team: ElasticTeam) -> None:
-        header, payload = self._prepare()
+        leads = team.ranks[0] == self._rank
+        header, payload = self._prepare(leads=leads)
         message, vector = join(header, payload), np.full(3, header.consumed, np.float32)
         number = self.ledger.agreements
 
@@ -141,10 +152,12 @@ class Toy(Trainee):
             if stop > first:
                 self.applied.append(Applied(epoch, rank, first, stop, member))
         self.abandoned += [[self.ledger.epoch, rank] for rank in outcome.abandoned]
-        self.ledger.enter(outcome.ranks, outcome.abandoned, headers, 0.0)
+        self.ledger.enter(outcome.ranks, outcome.abandoned, headers, steps=1, seconds=0.0)
+        if self.ledger.stopped is not None:
+            self._epoch = -1
         self._complete(outcome)
 
-    def _prepare(self) -> tuple[Header, bytes]:
+    def _prepare(self, *, leads: bool) -> tuple[Header, bytes]:
         """The next minibatch, from where this worker's reader is."""
         ledger, rank = self.ledger, self._rank
         if self._epoch != ledger.epoch:
@@ -161,6 +174,7 @@ class Toy(Trainee):
             more=stop < self._plan.rows[rank],
             position=first,
             consumed=stop - first,
+            stop=leads and self._plan.time is not None and ledger.agreements + 1 >= self._plan.time,
         )
         return header, _PAYLOAD.pack(self._member, ledger.epoch, first, stop)
 
@@ -168,14 +182,27 @@ class Toy(Trainee):
         own = np.full(2, self._rank + 1, np.float32)
         weight = float(self.ledger.rows[self._rank])
         outcome = team.play(lambda exchange: (exchange.mean(own, weight).tobytes(),))
-        self.ledger.next_stage(0.0)
+        self.ledger.enter_buffers(0.0)
+        self._complete(outcome)
+
+    def _validate(self, team: ElasticTeam) -> None:
+        ledger = self.ledger
+        own = struct.pack("<I", self._plan.rows[self._rank])
+        outcome = team.play(lambda exchange: exchange.gather(ledger.agreements, own))
+        rows = sum(struct.unpack("<I", part)[0] for part in outcome.parts)
+        record = ValidationRecord(
+            step=ledger.agreements, epoch=ledger.epoch, loss=float(rows), accuracy=None, rows=rows
+        )
+        ledger.enter_validation(record, 0.0)
+        if self._plan.stop_after == len(ledger.validations) and ledger.stopped is None:
+            ledger.stop("judged", 0.0)
         self._complete(outcome)
 
     def _compare(self, team: ElasticTeam) -> None:
         digest = struct.pack("<I", self.parameters)
         outcome = team.play(lambda exchange: exchange.gather(self.ledger.agreements, digest))
         assert {bytes(part) for part in outcome.parts} == {digest}, "digests differ"
-        self.ledger.next_stage(0.0)
+        self.ledger.enter_digests()
         self._complete(outcome)
 
     def _complete(self, outcome: Outcome) -> None:

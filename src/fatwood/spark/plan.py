@@ -1,0 +1,285 @@
+"""What a fit is, found out on the driver before its job: everything that can be wrong is wrong here."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+
+from fatwood.codec import trainable_parameters
+from fatwood.errors import OptionError
+from fatwood.exchange import Identity, new_identity
+from fatwood.spark.balance import Inspection, balanced, inspect
+from fatwood.spark.checkpointing import Resumed, require_usable, resume
+from fatwood.spark.columns import Columns, resolve_columns
+from fatwood.spark.elasticity import Elasticity
+from fatwood.spark.failures import spark_errors
+from fatwood.spark.job import JobOptions
+from fatwood.spark.session import require_slots, require_spark
+from fatwood.spark.shipping import ship
+from fatwood.spark.task import TaskOrder
+from fatwood.spark.validation import validation_source
+from fatwood.train import (
+    LossFunction,
+    Recipe,
+    Rendezvous,
+    RunInfo,
+    TrainingJob,
+    WorkOrder,
+    checked_time_source,
+    json_value,
+    takes_batch,
+)
+
+__all__ = ["FitOptions", "FitPlan", "FitState", "plan_fit"]
+
+_SHIPPED = ("network", "loss", "strategy", "callbacks")
+_SHIPPED_OF_RECIPE = ("optimizer", "scheduler")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitState:
+    """What a further fit needs to go on where one ended."""
+
+    workers: int
+    epochs: int
+    """Of the model's life until now."""
+    states: Mapping[int, Path]
+    """Each worker's optimizer, residual and threshold, as files; a worker that was lost at the end has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """What :meth:`fatwood.SparkModel.fit` is told beside what is trained."""
+
+    features: str | Sequence[str]
+    """Column or columns, assembled side by side."""
+    label: str | None
+    """Column, or ``None`` for a loss that is called with the whole minibatch."""
+    weight: str | None
+    """Column of sample weights."""
+    validation: DataFrame | None
+    """A frame of the same columns, whose rows the workers validate on; counted and shuffled with the rows to train."""
+    prefetch: int
+    """Minibatches that each worker reads ahead."""
+    time_source: str
+    """By which clock the times of the statistics are told."""
+    workers: int | None
+    """Spark tasks that train together; ``None`` takes all slots of the cluster."""
+    elasticity: Elasticity
+    """How the fit goes on when workers are lost."""
+    resume_from: str | None
+    """A checkpoint, or a folder of them, to go on from."""
+    encrypt: bool
+    """Whether the workers' connections are encrypted."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prefetch, int) or isinstance(self.prefetch, bool) or self.prefetch < 0:
+            text = f"prefetch: expected a whole number of at least 0, received {self.prefetch!r}"
+            raise OptionError(text, hint="0 reads each minibatch when it is trained")
+        checked_time_source(self.time_source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitPlan:
+    """All that is known before the training job."""
+
+    job: TrainingJob
+    workers: int
+    rows: DataFrame
+    """Of both frames, in one partition for each worker."""
+    inspection: Inspection
+    about: Mapping[str, Any]
+    """What a run that goes on from a checkpoint of this one must have in common with it, as JSON values."""
+    options: JobOptions
+    given: FitOptions
+    columns: Columns
+    shipped: bytes
+    resumed: Resumed | None
+
+    def order(self, rendezvous: Rendezvous) -> TaskOrder:
+        """What the tasks are told."""
+        states = self.options.states
+        work = WorkOrder(
+            workers=self.workers,
+            layout=self.columns.layout(self.inspection.feature_width, self.inspection.label_width),
+            rendezvous=rendezvous,
+            checkpoints=self.given.elasticity.checkpoints,
+            prefetch=self.given.prefetch,
+            time_source=self.given.time_source,
+            stateless=tuple(rank for rank in range(self.workers) if states and rank not in states),
+            ledger=None if self.resumed is None else self.resumed.ledger.to_json(),
+        )
+        return TaskOrder(
+            shipped=self.shipped,
+            options=_fields(self.job, (*_SHIPPED, "recipe")),
+            recipe=_fields(self.job.recipe, _SHIPPED_OF_RECIPE),
+            work=work,
+        )
+
+    def info(self, network: Any) -> RunInfo:
+        """What callbacks are told; the network is the model's own."""
+        job, given = self.job, self.given
+        left_out = ("network", "recipe", "callbacks", "strategy", "epochs", "first_epoch")
+        named = {name: getattr(given, name) for name in ("features", "label", "weight", "prefetch")}
+        return RunInfo(
+            workers=self.workers,
+            epochs=job.epochs,
+            first_epoch=job.first_epoch,
+            rows=self.inspection.rows,
+            batch_size=job.batch_size,
+            parameters=self.parameters,
+            strategy=str(job.strategy),
+            options=json_value(named | _fields(job, left_out) | _fields(job.recipe, ())),
+            network=network,
+        )
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters."""
+        return sum(p.numel() for _, p in trainable_parameters(self.job.network))
+
+
+def plan_fit(
+    df: DataFrame, job: TrainingJob, given: FitOptions, *, directory: Path, before: FitState | None
+) -> FitPlan:
+    """Check, count and balance.
+
+    Everything that can be known to be wrong without a Spark job is an error before the first one; what takes a
+    count to know (ragged arrays, no rows) is an error before the training job.
+
+    Args:
+        df: The rows to train; it is read twice, once to count and once to train.
+        job: What to train.
+        given: How.
+        directory: An empty local directory for what comes back.
+        before: What the last fit left, to go on from.
+    """
+    spark, elasticity = require_spark(df), given.elasticity
+    named = {"features": given.features, "label": given.label, "weight": given.weight}
+    columns = resolve_columns(df, given.features, given.label, given.weight)
+    _require_label(given.label, job.loss)
+    held_out = validation_source(given.validation, columns, **named)  # type: ignore[arg-type]
+    identity = new_identity() if given.encrypt else None
+    resumed = None if given.resume_from is None else resume(given.resume_from, directory / "resumed")
+    if elasticity.checkpoints is not None:
+        require_usable(elasticity.checkpoints, resumed)
+    if resumed is not None:
+        job, before = _resumed_job(job, resumed), _resumed_state(resumed)
+    shipped = ship(_shipped_parts(job))
+    workers = _slots(spark, _worker_count(given.workers, before, resumed), elasticity.min_workers)
+    about = _about(job, workers)
+    if resumed is not None:
+        resumed.require(about)
+    with spark_errors():
+        inspection = inspect(df, columns, held_out)
+    about |= {"rows": inspection.rows, "validation_rows": inspection.validation_rows}
+    if resumed is not None:
+        resumed.require(about)
+    shares = {"workers": workers, "seed": job.seed, "shuffle": job.shuffle}
+    return FitPlan(
+        job=job,
+        workers=workers,
+        rows=balanced(df, columns, inspection, **shares, validation=held_out),  # type: ignore[arg-type]
+        inspection=inspection,
+        about=about,
+        options=_job_options(job, workers, directory, before, elasticity, identity),
+        given=given,
+        columns=columns,
+        shipped=shipped,
+        resumed=resumed,
+    )
+
+
+def _job_options(
+    job: TrainingJob,
+    workers: int,
+    directory: Path,
+    before: FitState | None,
+    elasticity: Elasticity,
+    identity: Identity | None,
+) -> JobOptions:
+    tensor_bytes = sum(t.nbytes for t in job.network.state_dict().values())
+    return JobOptions(
+        workers=workers,
+        directory=directory,
+        states={} if before is None else before.states,
+        max_result_bytes=12 * tensor_bytes + 2**24,  # optimizers keep a few numbers per parameter
+        elasticity=elasticity,
+        identity=identity,
+    )
+
+
+def _shipped_parts(job: TrainingJob) -> dict[str, Any]:
+    of_job = {name: getattr(job, name) for name in _SHIPPED}
+    return of_job | {name: getattr(job.recipe, name) for name in _SHIPPED_OF_RECIPE}
+
+
+def _fields(of: TrainingJob | Recipe, shipped: Sequence[str]) -> dict[str, Any]:
+    """The fields that need no cloudpickle."""
+    return {f.name: getattr(of, f.name) for f in fields(of) if f.name not in shipped}
+
+
+def _about(job: TrainingJob, workers: int) -> dict[str, Any]:
+    """What a run and one that goes on from its checkpoint must have in common beside the rows, as JSON values."""
+    named = ("batch_size", "seed", "shuffle", "first_epoch", "epochs", "on_bad_row", "validate_every")
+    return {
+        "workers": workers,
+        **{name: getattr(job, name) for name in named},
+        "recipe": {name: str(value) for name, value in _fields(job.recipe, _SHIPPED_OF_RECIPE).items()},
+        "early_stopping": repr(job.early_stopping),
+        "strategy": repr(job.strategy),
+        "parameters": [[name, list(p.shape)] for name, p in trainable_parameters(job.network)],
+    }
+
+
+def _require_label(label: str | None, loss: LossFunction) -> None:
+    if label is None and not takes_batch(loss):
+        text = "label: expected the name of a column, received None"
+        hint = "only a loss(network, batch), whose second parameter is called batch, trains without labels"
+        raise OptionError(text, hint=hint)
+
+
+def _resumed_job(job: TrainingJob, resumed: Resumed) -> TrainingJob:
+    network = copy.deepcopy(job.network)
+    try:
+        network.load_state_dict(dict(resumed.network))
+    except RuntimeError as error:
+        text = f"resume_from: the tensors of {resumed.uri} do not fit the network: {error}"
+        raise OptionError(text, hint="build the network with the arguments of the run") from error
+    return replace(job, network=network, first_epoch=int(resumed.about["first_epoch"]))
+
+
+def _resumed_state(resumed: Resumed) -> FitState:
+    workers, epochs = int(resumed.about["workers"]), int(resumed.about["first_epoch"])
+    return FitState(workers=workers, epochs=epochs, states=resumed.states)
+
+
+def _slots(spark: SparkSession, workers: int | None, min_workers: int | None) -> int:
+    """The number of workers; as many slots as must be there at the start are there."""
+    if min_workers is None:
+        return require_slots(spark, workers)
+    workers = require_slots(spark, None) if workers is None else workers
+    if not isinstance(min_workers, int) or isinstance(min_workers, bool) or not 1 <= min_workers <= workers:
+        text = f"min_workers: expected a whole number from 1 to workers={workers}, received {min_workers!r}"
+        raise OptionError(text)
+    require_slots(spark, min_workers)
+    return workers
+
+
+def _worker_count(workers: int | None, before: FitState | None, resumed: Resumed | None) -> int | None:
+    if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
+        text = f"workers: expected a whole number of at least 1, or None, received {workers!r}"
+        raise OptionError(text)
+    if before is None:
+        return workers
+    if resumed is not None and workers is not None:
+        resumed.require({"workers": workers})
+    if workers not in (None, before.workers):
+        text = f"workers: expected {before.workers} as in the last fit, whose optimizers and residuals go on, received {workers}"
+        raise OptionError(text, hint="call model.reset() to begin with fresh ones")
+    return before.workers

@@ -1,0 +1,167 @@
+"""What this worker shares at an agreement, and what becomes of its parameters with the outcome.
+
+::
+
+    updates      vector = parameters - agreed [, moments]     agreed <- outer(agreed, mean); parameters <- agreed
+                 (ahead: parameters start at agreed + residual, which is not part of the vector)
+    gradients    vector = gradient                            one optimizer step on the mean gradient
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fatwood.codec import EncodingRecord
+from fatwood.errors import NotFiniteError
+from fatwood.exchange import Buffer, Exchange, Outcome
+from fatwood.train.header import Header
+from fatwood.train.local import LocalTrainer
+from fatwood.train.moments import Moments
+from fatwood.train.recipe import Recipe
+from fatwood.train.reduce import Sparsity
+from fatwood.train.strategy import Strategy
+
+__all__ = ["Sharing"]
+
+Vector = NDArray[np.float32]
+
+
+class Sharing:
+    """A strategy's state on one worker: agreed parameters, codec, outer step.
+
+    Args:
+        strategy: Of the job.
+        local: This worker's network and optimizer.
+        recipe: How the optimizer was made.
+    """
+
+    def __init__(self, strategy: Strategy, local: LocalTrainer, recipe: Recipe) -> None:
+        self._local = local
+        flat = local.flat
+        self.steps_alone = strategy.shares == "updates"
+        self.agreed = flat.array.copy() if self.steps_alone else flat.array
+        """``(n,)``: the parameters after the last agreement."""
+        averages = strategy.average_optimizer and self.steps_alone
+        self._moments = Moments(recipe.optimizer, local.optimizer, local.network) if averages else None
+        self.size = flat.size + (0 if self._moments is None else self._moments.size)
+        """Numbers of a vector."""
+        self._reducer = strategy.reducer(self.size)
+        self._trains_ahead = strategy.train_ahead
+        self._outer = strategy.outer(flat.size) if self.steps_alone else None
+        # two: with staleness one is on its way while the other is filled
+        self._vectors = [np.zeros(self.size, np.float32) for _ in range(1 + strategy.staleness)]
+
+    @property
+    def sparsity(self) -> Sparsity | None:
+        """Of the last message."""
+        return self._reducer.sparsity
+
+    def begin(self) -> None:
+        """Go from the agreed parameters to where this worker computes next."""
+        if self._trains_ahead:
+            np.add(self.agreed, self._residual, out=self._local.flat.array)
+
+    def vector(self) -> Vector:
+        """What this worker has to share since :meth:`begin`, ``(size,)``; valid until the next but ``staleness`` call."""
+        self._vectors.append(self._vectors.pop(0))
+        vector, flat = self._vectors[0], self._local.flat
+        if self.steps_alone:
+            np.subtract(flat.array, self.agreed, out=vector[: flat.size])
+            if self._trains_ahead:
+                vector[: flat.size] -= self._residual
+            if self._moments is not None:
+                self._moments.read(vector[flat.size :])
+        else:
+            np.copyto(vector, flat.gradient())
+        return vector
+
+    def prepare(self, number: int, header: Header, vector: Vector) -> int:
+        """Make the message of an agreement.
+
+        Returns:
+            Its bytes.
+
+        Raises:
+            NotFiniteError: The vector has a NaN or an infinity; names the parameter.
+        """
+        try:
+            self._reducer.prepare(number, header, vector)
+        except NotFiniteError as error:
+            raise self._located(error) from None
+        return self._reducer.message_bytes(self.size)
+
+    def play(self, exchange: Exchange, number: int) -> Sequence[Buffer]:
+        """Exchange the message; see :meth:`fatwood.train.reduce.Reducer.play`."""
+        return self._reducer.play(exchange, number)
+
+    def records(self) -> list[EncodingRecord]:
+        """What was measured of the messages since the last call."""
+        return self._reducer.take_records()
+
+    def apply(self, number: int, outcome: Outcome, headers: Sequence[Header]) -> None:
+        """Change the parameters by an outcome in which somebody trained rows."""
+        local, n = self._local, self._local.flat.size
+        if self.steps_alone and self._outer is None and self._moments is None:
+            self._reducer.add_reduced(number, outcome, headers, self.agreed)  # sparse: touches what was sent
+        else:
+            mean = np.zeros(self.size, np.float32)
+            self._reducer.add_reduced(number, outcome, headers, mean)
+            if not self.steps_alone:
+                local.flat.set_gradient(mean)
+                local.descend()
+            elif self._outer is None:
+                self.agreed += mean[:n]
+            else:
+                self._outer.apply(self.agreed, mean[:n])
+            if self._moments is not None:
+                self._moments.write(mean[n:])
+        self.return_to_agreed()
+
+    def return_to_agreed(self) -> None:
+        """Undo local steps that were not agreed on."""
+        if self.steps_alone:
+            np.copyto(self._local.flat.array, self.agreed)
+
+    def state(self) -> dict[str, Any]:
+        """What must survive this fit."""
+        return {"reducer": self._reducer.state(), "outer": self._outer_state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take up a state that :meth:`state` gave."""
+        self._reducer.load_state(state["reducer"])
+        if self._outer is not None:
+            self._outer.load_state(state["outer"])
+
+    def snapshot(self) -> dict[str, Any]:
+        """What a worker that takes over a rank needs: all but the residual, and the agreed parameters."""
+        return {
+            "parameters": self.agreed,
+            "reducer": self._reducer.common_state(),
+            "outer": self._outer_state(),
+        }
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Take up another worker's :meth:`snapshot`."""
+        np.copyto(self.agreed, snapshot["parameters"])
+        self.return_to_agreed()
+        self._reducer.load_common_state(snapshot["reducer"])
+        if self._outer is not None:
+            self._outer.load_state(snapshot["outer"])
+
+    @property
+    def _residual(self) -> Vector:
+        residual = self._reducer.residual
+        assert residual is not None  # noqa: S101  # strategies that train ahead have one
+        return residual
+
+    def _outer_state(self) -> dict[str, Any]:
+        return {} if self._outer is None else self._outer.state()
+
+    def _located(self, error: NotFiniteError) -> NotFiniteError:
+        flat = self._local.flat
+        name = flat.locate(error.position) if error.position < flat.size else "of the optimizer's state"
+        return NotFiniteError(error.position, error.n, error.value, name)
