@@ -6,7 +6,7 @@ import pytest
 
 from fatwood.codec import AdaptiveThreshold, TargetSparsityThreshold
 from fatwood.testing.conformance import TASKS, Task, check_strategy
-from fatwood.train import AllReduce, DiLoCo, GradientSharing, ParameterAveraging, Strategy
+from fatwood.train import AllReduce, DiLoCo, GradientSharing, LookAhead, ParameterAveraging, Strategy
 
 SPARSE = TargetSparsityThreshold(initial="quantile", target=0.06)
 STRATEGIES = [  # name, strategy, share of one process's progress that it makes at least
@@ -19,7 +19,7 @@ STRATEGIES = [  # name, strategy, share of one process's progress that it makes 
     ("sharing, gradients", GradientSharing(threshold=SPARSE, exchange="gradients"), 0.8),
     ("sharing, sum", GradientSharing(threshold=SPARSE, reduction="sum"), 0.9),
     ("sharing, stale", GradientSharing(threshold=SPARSE, staleness=1), 0.7),
-    ("sharing, ahead", GradientSharing(threshold=SPARSE, train_ahead=True), 0.93),
+    ("sharing, ahead", GradientSharing(threshold=SPARSE, ahead=LookAhead(velocity=1.0)), 0.93),
     ("diloco", DiLoCo(every=4, outer_momentum=0.5), 0.84),
     ("diloco, threshold", DiLoCo(every=4, outer_lr=1.0, outer_momentum=0.0, threshold=SPARSE), 0.75),
 ]

@@ -21,6 +21,7 @@ from fatwood.train import (
     AllReduce,
     DiLoCo,
     GradientSharing,
+    LookAhead,
     ParameterAveraging,
     Strategy,
     TrainingJob,
@@ -47,7 +48,8 @@ STRATEGIES = [
     GradientSharing(threshold=FixedThreshold(tau=0.02), staleness=1),
     AllReduce(staleness=1),
     ParameterAveraging(every=3, average_optimizer=False),
-    GradientSharing(threshold=FixedThreshold(tau=0.02), train_ahead=True),
+    GradientSharing(threshold=FixedThreshold(tau=0.02), ahead=LookAhead()),
+    GradientSharing(threshold=FixedThreshold(tau=0.02), ahead=LookAhead(velocity=0.0), staleness=1),
     DiLoCo(every=2),
     DiLoCo(every=3, threshold=TargetSparsityThreshold(initial="quantile", target=0.06)),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterator
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -29,10 +30,19 @@ def digits(spark: SparkSession) -> tuple[DataFrame, DataFrame]:
     return _frame(spark, "train"), _frame(spark, "t10k")
 
 
-def arrays(part: Literal["train", "t10k"]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Images ``(rows, 784)`` and digits ``(rows,)``, both uint8."""
-    images = _read_idx(f"{part}-images-idx3-ubyte.gz")
-    return images.reshape(len(images), -1), _read_idx(f"{part}-labels-idx1-ubyte.gz")
+def arrays(
+    part: Literal["train", "t10k"], folder: Path | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Images ``(rows, 784)`` and digits ``(rows,)``, both uint8.
+
+    Args:
+        part: Of MNIST.
+        folder: With MNIST's own four files; None for the part that is shipped.
+    """
+    images, labels = (
+        _read_idx(f"{part}-{name}.gz", folder) for name in ("images-idx3-ubyte", "labels-idx1-ubyte")
+    )
+    return images.reshape(len(images), -1), labels
 
 
 def _frame(spark: SparkSession, part: Literal["train", "t10k"]) -> DataFrame:
@@ -54,9 +64,10 @@ def _frame(spark: SparkSession, part: Literal["train", "t10k"]) -> DataFrame:
     return spark.range(len(arrays(part)[1])).mapInArrow(read, SCHEMA)
 
 
-def _read_idx(name: str) -> NDArray[np.uint8]:
+def _read_idx(name: str, folder: Path | None) -> NDArray[np.uint8]:
     """An array in the IDX format: two zero bytes, type 8 (uint8), dimensions, big-endian sizes, values."""
-    data = gzip.decompress((resources.files("fatwood.demo") / "data" / name).read_bytes())
+    shipped = resources.files("fatwood.demo") / "data"
+    data = gzip.decompress(((shipped if folder is None else folder) / name).read_bytes())
     dimensions = data[3]
     shape = np.frombuffer(data, ">u4", dimensions, offset=4).astype(int)
     return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)

@@ -6,6 +6,7 @@ from fatwood.train.criterion import Criterion, LossFunction, takes_batch
 from fatwood.train.fitted import Fit
 from fatwood.train.job import TrainingJob
 from fatwood.train.ledger import Ledger
+from fatwood.train.lookahead import LookAhead
 from fatwood.train.options import json_value
 from fatwood.train.order import Rendezvous, WorkOrder
 from fatwood.train.packing import pack, unpack
@@ -39,6 +40,7 @@ __all__ = [
     "History",
     "Incident",
     "Ledger",
+    "LookAhead",
     "LossFunction",
     "OptimizerFactory",
     "ParameterAveraging",

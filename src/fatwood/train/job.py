@@ -13,11 +13,12 @@ from fatwood.codec import trainable_parameters
 from fatwood.data import Layout, OnBadRow, PartitionData
 from fatwood.errors import OptionError
 from fatwood.train.callback import WorkerCallback
+from fatwood.train.checks import require_whole
 from fatwood.train.criterion import Criterion, LossFunction
 from fatwood.train.header import MAX_ROWS
 from fatwood.train.recipe import Recipe
 from fatwood.train.stopping import EarlyStopping
-from fatwood.train.strategy import Strategy, require_whole
+from fatwood.train.strategy import Strategy
 
 __all__ = ["TrainingJob"]
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from fatwood.errors import OptionError
-from fatwood.train.strategy import require_number, require_whole
+from fatwood.train.checks import require_number, require_whole
 
 __all__ = ["OptimizerFactory", "Parameters", "Precision", "Recipe", "SchedulerFactory", "made_optimizer"]
 

@@ -3,7 +3,7 @@
 ::
 
     updates      vector = parameters - agreed [, moments]     agreed <- outer(agreed, mean); parameters <- agreed
-                 (ahead: parameters start at agreed + residual, which is not part of the vector)
+                 (ahead: parameters - the point where the local steps began)
     gradients    vector = gradient                            one optimizer step on the mean gradient
 """
 
@@ -20,6 +20,7 @@ from fatwood.errors import NotFiniteError
 from fatwood.exchange import Buffer, Exchange, Outcome
 from fatwood.train.header import Header
 from fatwood.train.local import LocalTrainer
+from fatwood.train.lookahead import Velocity
 from fatwood.train.moments import Moments
 from fatwood.train.recipe import Recipe
 from fatwood.train.reduce import Sparsity
@@ -50,7 +51,7 @@ class Sharing:
         self.size = flat.size + (0 if self._moments is None else self._moments.size)
         """Numbers of a vector."""
         self._reducer = strategy.reducer(self.size)
-        self._trains_ahead = strategy.train_ahead
+        self._velocity = None if strategy.ahead is None else Velocity(strategy.ahead, flat.size)
         self._outer = strategy.outer(flat.size) if self.steps_alone else None
         # two: with staleness one is on its way while the other is filled
         self._vectors = [np.zeros(self.size, np.float32) for _ in range(1 + strategy.staleness)]
@@ -62,17 +63,18 @@ class Sharing:
 
     def begin(self) -> None:
         """Go from the agreed parameters to where this worker computes next."""
-        if self._trains_ahead:
-            np.add(self.agreed, self._residual, out=self._local.flat.array)
+        if self._velocity is not None:
+            self._velocity.go_ahead(self.agreed, self._residual, self._local.flat.array)
 
     def vector(self) -> Vector:
         """What this worker has to share since :meth:`begin`, ``(size,)``; valid until the next but ``staleness`` call."""
         self._vectors.append(self._vectors.pop(0))
         vector, flat = self._vectors[0], self._local.flat
         if self.steps_alone:
-            np.subtract(flat.array, self.agreed, out=vector[: flat.size])
-            if self._trains_ahead:
-                vector[: flat.size] -= self._residual
+            if self._velocity is None:
+                np.subtract(flat.array, self.agreed, out=vector[: flat.size])
+            else:
+                self._velocity.update(flat.array, vector[: flat.size])
             if self._moments is not None:
                 self._moments.read(vector[flat.size :])
         else:
@@ -105,6 +107,9 @@ class Sharing:
     def apply(self, number: int, outcome: Outcome, headers: Sequence[Header]) -> None:
         """Change the parameters by an outcome in which somebody trained rows."""
         local, n = self._local, self._local.flat.size
+        if self._velocity is not None:
+            self._velocity.decay()
+            self._reducer.add_reduced(number, outcome, headers, self._velocity.array)
         if self.steps_alone and self._outer is None and self._moments is None:
             self._reducer.add_reduced(number, outcome, headers, self.agreed)  # sparse: touches what was sent
         else:
@@ -128,20 +133,19 @@ class Sharing:
 
     def state(self) -> dict[str, Any]:
         """What must survive this fit."""
-        return {"reducer": self._reducer.state(), "outer": self._outer_state()}
+        return {"reducer": self._reducer.state(), **self._common_state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take up a state that :meth:`state` gave."""
         self._reducer.load_state(state["reducer"])
-        if self._outer is not None:
-            self._outer.load_state(state["outer"])
+        self._load_common_state(state)
 
     def snapshot(self) -> dict[str, Any]:
         """What a worker that takes over a rank needs: all but the residual, and the agreed parameters."""
         return {
             "parameters": self.agreed,
             "reducer": self._reducer.common_state(),
-            "outer": self._outer_state(),
+            **self._common_state(),
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
@@ -149,8 +153,7 @@ class Sharing:
         np.copyto(self.agreed, snapshot["parameters"])
         self.return_to_agreed()
         self._reducer.load_common_state(snapshot["reducer"])
-        if self._outer is not None:
-            self._outer.load_state(snapshot["outer"])
+        self._load_common_state(snapshot)
 
     @property
     def _residual(self) -> Vector:
@@ -158,8 +161,18 @@ class Sharing:
         assert residual is not None  # noqa: S101  # strategies that train ahead have one
         return residual
 
-    def _outer_state(self) -> dict[str, Any]:
-        return {} if self._outer is None else self._outer.state()
+    def _common_state(self) -> dict[str, Any]:
+        """What is equal on all workers beside the parameters."""
+        return {
+            "outer": {} if self._outer is None else self._outer.state(),
+            "velocity": {} if self._velocity is None else self._velocity.state(),
+        }
+
+    def _load_common_state(self, state: Mapping[str, Any]) -> None:
+        if self._outer is not None:
+            self._outer.load_state(state["outer"])
+        if self._velocity is not None:
+            self._velocity.load_state(state["velocity"])
 
     def _located(self, error: NotFiniteError) -> NotFiniteError:
         flat = self._local.flat

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from fatwood.errors import OptionError
+from fatwood.train.checks import require_number, require_whole
 from fatwood.train.records import ValidationRecord
-from fatwood.train.strategy import require_number, require_whole
 
 __all__ = ["EarlyStopping", "Verdict"]
 
