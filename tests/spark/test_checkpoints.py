@@ -23,8 +23,10 @@ from torch import nn
 from fatwood import (
     AllReduce,
     Checkpoints,
+    DiLoCo,
     FixedThreshold,
     GradientSharing,
+    LookAhead,
     ParameterAveraging,
     SparkModel,
     latest_checkpoint,
@@ -44,6 +46,11 @@ STRATEGIES = {
     "all-reduce": (AllReduce(), 3),
     "averaging": (ParameterAveraging(every=3), 1),
     "sharing": (SHARING, 3),
+    "stale and ahead": (
+        GradientSharing(threshold=FixedThreshold(tau=1e-3), staleness=1, ahead=LookAhead()),
+        3,
+    ),
+    "diloco": (DiLoCo(every=2, outer_momentum=0.5), 2),
 }
 """With how many steps between two checkpoints."""
 

@@ -19,7 +19,15 @@ import pytest
 import torch
 from torch import nn
 
-from fatwood import AllReduce, FixedThreshold, GradientSharing, ParameterAveraging, SparkModel
+from fatwood import (
+    AllReduce,
+    DiLoCo,
+    FixedThreshold,
+    GradientSharing,
+    LookAhead,
+    ParameterAveraging,
+    SparkModel,
+)
 from fatwood.errors import AuthenticationError, OptionError, StorageError, UserCodeError, WorkerLost
 from fatwood.exchange import Event
 from fatwood.exchange.auth import CONTROL, dial
@@ -38,6 +46,8 @@ STRATEGIES = {
     "all-reduce": AllReduce(),
     "averaging": ParameterAveraging(every=3),
     "sharing": GradientSharing(threshold=FixedThreshold(tau=1e-3)),
+    "stale": GradientSharing(threshold=FixedThreshold(tau=1e-3), staleness=1),
+    "diloco": DiLoCo(every=2, threshold=FixedThreshold(tau=1e-3), ahead=LookAhead()),
 }
 on_spark = pytest.mark.spark
 
@@ -144,8 +154,17 @@ def assert_nothing_lost(fit, epochs: int) -> None:
 
 
 @on_spark
-@pytest.mark.parametrize("call", [4, CALLS + 4], ids=["first epoch", "second epoch"])
-@pytest.mark.parametrize("name", list(STRATEGIES))
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("all-reduce", 4),
+        ("averaging", 4),
+        ("sharing", 4),
+        ("sharing", CALLS + 4),
+        ("stale", CALLS + 4),
+        ("diloco", CALLS + 4),
+    ],
+)
 def test_a_killed_worker_is_replaced_and_no_row_is_lost(df, nothing_left, faults, name, call) -> None:
     faults.kill(rank=1, call=call)
     fitted = fit(df, faults.wrap(distance), strategy=STRATEGIES[name], epochs=2)
@@ -162,7 +181,7 @@ def test_a_killed_worker_is_replaced_and_no_row_is_lost(df, nothing_left, faults
     assert set(computed) == set(range(ROWS))
     assert min(computed.values()) == 2
     again = sum(computed.values()) - 2 * ROWS
-    in_flight = BATCH * getattr(STRATEGIES[name], "every", 1)
+    in_flight = BATCH * (STRATEGIES[name].every + STRATEGIES[name].staleness)
     assert 0 <= again <= in_flight, "what is computed again is at most what was not agreed on"
     assert len({each.pid for each in calls if each.rank == 1}) == 2
     assert all(len({each.pid for each in calls if each.rank == rank}) == 1 for rank in (0, 2))

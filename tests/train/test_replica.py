@@ -48,7 +48,7 @@ STRATEGIES = [
     GradientSharing(threshold=FixedThreshold(tau=0.02), staleness=1),
     AllReduce(staleness=1),
     ParameterAveraging(every=3, average_optimizer=False),
-    GradientSharing(threshold=FixedThreshold(tau=0.02), ahead=LookAhead()),
+    GradientSharing(threshold=FixedThreshold(tau=0.02), ahead=LookAhead(velocity=1.0)),
     GradientSharing(threshold=FixedThreshold(tau=0.02), ahead=LookAhead(velocity=0.0), staleness=1),
     DiLoCo(every=2),
     DiLoCo(every=3, threshold=TargetSparsityThreshold(initial="quantile", target=0.06)),

@@ -22,3 +22,7 @@ class Fit:
     """In order; those at an epoch's end are in its record, too."""
     stopped: str | None = None
     """Why it ended before its last epoch; None where it did not."""
+
+    def __str__(self) -> str:
+        lines = [str(self.history), *([f"stopped: {self.stopped}"] if self.stopped else []), str(self.stats)]
+        return "\n".join(lines)

@@ -88,10 +88,19 @@ class Ledger:
             self.exhausted = [False] * self.workers
 
     def must_wait(self, ranks: Sequence[int], abandoned: Iterable[int]) -> bool:
-        """Whether the ranks that are there have nothing left in this epoch, and others that are waited for have."""
+        """Whether only ranks that are missing, and waited for, can bring this stage to its end.
+
+        Those that are there have no rows left to train in this epoch; or a validation lacks rows.
+        """
+        if self.stage is Stage.VALIDATE:
+            return self.lacks(ranks, abandoned)
         if self.stage is not Stage.TRAIN or not all(self.exhausted[rank] for rank in ranks):
             return False
         return not all(self.exhausted[rank] or rank in abandoned for rank in self._absent(ranks))
+
+    def lacks(self, ranks: Sequence[int], abandoned: Iterable[int]) -> bool:
+        """Whether ranks are missing that are waited for."""
+        return not self._absent(ranks) <= set(abandoned)
 
     def enter(
         self,

@@ -39,9 +39,9 @@ class LookAhead:
 
     residual: float = 0.5
     """Share of the worker's own residual, 0 to 1."""
-    velocity: float = 2.0
+    velocity: float = 4.0
     """How much of the velocity; with momentum m, 1 / (1 - m) times the mean message is what it tends to."""
-    momentum: float = 0.9
+    momentum: float = 0.8
     """How much of the velocity stays from one agreement to the next, at least 0 and below 1."""
 
     def __post_init__(self) -> None:

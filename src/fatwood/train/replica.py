@@ -366,6 +366,8 @@ class Replica(Trainee):
         with self._clock.phase("validate"):
             own = measured(self._local.step, data.validation())
         outcome = self._play(lambda exchange: exchange.gather(number, own))
+        if ledger.lacks(outcome.ranks, outcome.abandoned):
+            return  # a worker was lost in it: all wait for its successor and validate again
         record = validation_record(number, ledger.epoch, outcome.ranks, outcome.parts)
         epochs, seconds = len(ledger.records), time.perf_counter() - self._computing.epoch_start
         self._judge.validation(record, ledger, seconds)

@@ -189,7 +189,12 @@ class Toy(Trainee):
         ledger = self.ledger
         own = struct.pack("<I", self._plan.rows[self._rank])
         outcome = team.play(lambda exchange: exchange.gather(ledger.agreements, own))
+        if ledger.lacks(outcome.ranks, outcome.abandoned):
+            self._complete(outcome)
+            return
         rows = sum(struct.unpack("<I", part)[0] for part in outcome.parts)
+        there = sum(n for rank, n in enumerate(self._plan.rows) if rank not in outcome.abandoned)
+        assert rows == there, f"a validation of {rows} rows, expected {there}"
         record = ValidationRecord(
             step=ledger.agreements, epoch=ledger.epoch, loss=float(rows), accuracy=None, rows=rows
         )
