@@ -1,9 +1,10 @@
-"""Steps per second of the demo's fit: plain, with a checkpoint every five seconds, and by another Fatwood, in turns.
+"""Steps per second of the demo's fit: plain, with checkpoints, with statistics, and by another Fatwood, in turns.
 
     python benchmarks/steps.py [--against PYTHON] [--epochs 10] [--repetitions 3] [--json]
 
-PYTHON is the interpreter of an environment with the other version. All train the demo's network on its digits with two
-workers on `local[2]`; the first epoch, which waits for the rows, is left out. Ratios are of the best repetitions, and
+PYTHON is the interpreter of an environment with the other version. "checkpoints" writes one every five seconds, "stats" has
+`collect_stats=True`. All train the demo's network on its digits with two workers on `local[2]`; the first epoch, which waits
+for the rows, is left out. Ratios are of the best repetitions, and
 `median_ratio` is the median of the ratios within a turn, since a shared machine drifts.
 """
 
@@ -17,8 +18,10 @@ import sys
 import tempfile
 from typing import Any
 
+VARIANTS = ("plain", "checkpoints", "stats")
 
-def one(epochs: int, *, checkpoints: bool) -> float:
+
+def one(epochs: int, variant: str) -> float:
     """Seconds of all epochs but the first."""
     from torch import nn
 
@@ -28,8 +31,8 @@ def one(epochs: int, *, checkpoints: bool) -> float:
     from fatwood.spark.local import local_session
 
     with local_session(WORKERS) as spark, tempfile.TemporaryDirectory(prefix="fatwood-steps-") as folder:
-        options: dict[str, Any] = {}
-        if checkpoints:  # the other version may not know them
+        options: dict[str, Any] = {"collect_stats": True} if variant == "stats" else {}
+        if variant == "checkpoints":  # the other version may not know them
             from fatwood import Checkpoints
 
             options["checkpoints"] = Checkpoints(uri=folder, every_seconds=5.0)
@@ -61,13 +64,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--one", choices=("plain", "checkpoints"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=VARIANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(one(arguments.epochs, checkpoints=arguments.one == "checkpoints"))
+        print(one(arguments.epochs, arguments.one))
         return
     once = [__file__, "--epochs", str(arguments.epochs), "--one"]
-    commands = {name: [sys.executable, *once, name] for name in ("plain", "checkpoints")}
+    commands = {name: [sys.executable, *once, name] for name in VARIANTS}
     if arguments.against:
         commands["other"] = [arguments.against, *once, "plain"]
     seconds: dict[str, list[float]] = {name: [] for name in commands}

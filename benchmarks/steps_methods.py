@@ -9,7 +9,6 @@ Shapes: ``n`` parameters.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from fatwood.codec import (
     ThresholdEncoder,
     apply_messages,
 )
+from fatwood.train.lookahead import LookAhead, Velocity
 from fatwood.train.outer import Nesterov
 
 WORKERS = 4
@@ -48,11 +48,8 @@ class Method:
     """Minibatches of a worker between two messages."""
     gradients: bool = False
     """Share gradients; every worker's optimizer takes the same step on their mean."""
-    own: float = 0.0
-    """Workers train at the agreed parameters + ``own`` x their own residual."""
-    ahead: float = 0.0
-    """... + ``ahead`` x the velocity, ``velocity <- momentum x velocity + mean of the messages``."""
-    momentum: float = 0.8
+    ahead: LookAhead | None = None
+    """Workers train ahead of the agreed parameters."""
     outer: tuple[float, float] | None = None
     """Learning rate and momentum of the outer Nesterov step."""
     start: tuple[float, int] | None = None
@@ -69,15 +66,16 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "dense": Method(density=None, gradients=True),
-    "local-optimizers": Method(density=None),
+    "local": Method(density=None),
+    "local-ahead": Method(density=None, ahead=LookAhead(residual=0.0, velocity=1.0, momentum=0.8)),
     "sharing": Method(),
-    "sharing-own": Method(own=1.0),
-    "sharing-ahead": Method(ahead=4.0),
-    "sharing-own-ahead": Method(own=0.5, ahead=4.0),
+    "sharing-own": Method(ahead=LookAhead(residual=1.0, velocity=0.0)),
+    "sharing-velocity": Method(ahead=LookAhead(residual=0.0, velocity=4.0, momentum=0.8)),
+    "sharing-ahead": Method(ahead=LookAhead(residual=0.5, velocity=4.0, momentum=0.8)),
     "sharing-warmup": Method(density=5e-3, start=(3e-2, 100)),
     "gradients": Method(gradients=True),
     "local8": Method(every=8, density=8e-2),
-    "local8-own": Method(every=8, density=8e-2, own=1.0),
+    "local8-own": Method(every=8, density=8e-2, ahead=LookAhead(residual=1.0, velocity=0.0)),
     "local8-nesterov": Method(every=8, density=8e-2, outer=(0.7, 0.5)),
 }
 
@@ -137,11 +135,6 @@ class _Worker:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * min(1.0, (step + 1) / RATE_WARMUP)
         self.optimizer.step()
-
-    def start_at(self, place: Vector) -> None:
-        """Go on from other parameters."""
-        np.copyto(self.begin, place)
-        np.copyto(self.flat.array, place)
 
     def residual(self) -> Vector:
         """What was not sent yet."""
@@ -216,8 +209,8 @@ def _gradient_steps(method: Method) -> Advance:
 
 def _update_steps(method: Method, n: int) -> Advance:
     """Every worker steps by itself; updates are agreed on every ``every`` steps."""
-    velocity = np.zeros(n, np.float32)
     outer = None if method.outer is None else Nesterov(n, *method.outer)
+    velocities = [] if method.ahead is None else [Velocity(method.ahead, n) for _ in range(WORKERS)]
 
     def advance(workers: list[_Worker], exchange: _Agreement, agreed: Vector, seed: int, step: int) -> None:
         for rank, worker in enumerate(workers):
@@ -226,16 +219,18 @@ def _update_steps(method: Method, n: int) -> Advance:
         if (step + 1) % method.every:
             return
         mean = exchange.mean(workers, [w.flat.array - w.begin for w in workers])
-        place = agreed
-        if outer is not None:
-            outer.apply(agreed, mean)
-        else:
+        for velocity in velocities:
+            velocity.decay()
+            velocity.array += mean
+        if outer is None:
             agreed += mean
-        if method.ahead:
-            velocity[:] = np.float32(method.momentum) * velocity + mean
-            place = agreed + np.float32(method.ahead) * velocity
-        for worker in workers:
-            worker.start_at(place + np.float32(method.own) * worker.residual() if method.own else place)
+        else:
+            outer.apply(agreed, mean)
+        for worker, velocity in itertools.zip_longest(workers, velocities):
+            np.copyto(worker.flat.array, agreed)
+            if velocity is not None:
+                velocity.go_ahead(agreed, worker.residual(), worker.flat.array)
+            np.copyto(worker.begin, worker.flat.array)
 
     return advance
 
@@ -252,9 +247,3 @@ def _loss_of(
     worker.network.train()
     np.copyto(worker.flat.array, kept)
     return loss if math.isfinite(loss) else math.inf
-
-
-def with_density(method: Method, factor: float) -> Method:
-    """The same at another density."""
-    density = method.density and method.density * factor
-    return dataclasses.replace(method, density=density)

@@ -264,8 +264,10 @@ def test_when_all_are_killed_at_once_nobody_knows_the_state(spark, df, nothing_l
 @on_spark
 def test_a_worker_that_only_dies_ends_the_fit_with_its_reason(df, nothing_left, faults) -> None:
     faults.kill(rank=1, call=1, times=9)
-    with pytest.raises(WorkerLost, match=r"^worker 1 on host 127.0.0.1 was lost: "):
+    text = r"^worker 1 on host 127.0.0.1 was lost: .* \(4 times in a row, without a row trained in between\)"
+    with pytest.raises(WorkerLost, match=text) as caught:
         fit(df, faults.wrap(distance))
+    assert "pass checkpoints=Checkpoints(uri=..., every_seconds=60)" in str(caught.value.hint)
     assert len(faults.struck) == 4
     assert_nothing_lost(fit(df), epochs=1)
 

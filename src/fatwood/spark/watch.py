@@ -221,6 +221,9 @@ class Watch:
         worker = self._workers[rank]
         worker.losses = worker.losses + 1 if worker.trained <= worker.trained_at_loss else 1
         worker.trained_at_loss = worker.trained
+        if worker.losses >= _MAX_LOSSES and isinstance(error, WorkerLost):
+            text = f"{error.message} ({worker.losses} times in a row, without a row trained in between)"
+            error = WorkerLost(text, hint=f"{error.hint}; {self._how_to_resume()}")
         if worker.losses >= _MAX_LOSSES:
             self._fail(error)
 

@@ -1,0 +1,119 @@
+"""Hosts with slow links on this machine: network namespaces around a bridge, `tc tbf` on both ends of every port.
+
+::
+
+    driver ──── not shaped ────┐
+    worker 0 ── tbf      tbf ──┤ bridge, in a namespace of its own
+    worker 1 ── tbf      tbf ──┘ ...
+
+Needs root, `ip` and `tc`. Nothing is made in the machine's own network; the names have this process's id in them, and what a
+killed one has left is removed by the next.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Network", "inside", "slow_network"]
+
+_PREFIX = "fatwood-staleness-"
+_NAMES = Path("/run/netns")
+_BURST = "4kb"
+"""What passes at full speed after a pause: far less than any message that is measured here."""
+_NET_NAMESPACE = 0x40000000
+"""``CLONE_NEWNET``."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Names of namespaces; each has an address ``10.77.0.x``."""
+
+    driver: str
+    driver_host: str
+    workers: tuple[str, ...]
+
+
+@contextmanager
+def slow_network(workers: int, mbit: float) -> Iterator[Network]:
+    """A network that is gone afterwards.
+
+    Args:
+        workers: Hosts beside the driver's.
+        mbit: Megabits a second that each of them can send, and receive.
+    """
+    prefix = f"{_PREFIX}{os.getpid()}"
+    bridge, driver = f"{prefix}-bridge", f"{prefix}-driver"
+    hosts = [f"{prefix}-worker{rank}" for rank in range(workers)]
+    _remove_left()
+    try:
+        for name in (bridge, driver, *hosts):
+            _call("ip", "netns", "add", name)
+        _call("ip", "-n", bridge, "link", "add", "bridge", "type", "bridge")
+        _call("ip", "-n", bridge, "link", "set", "bridge", "up")
+        for number, host in enumerate((driver, *hosts)):
+            _plug(host, bridge, number)
+            if host != driver:
+                _shape(host, "eth0", mbit)
+                _shape(bridge, f"port{number}", mbit)
+        yield Network(driver, _address(0), tuple(hosts))
+    finally:
+        for name in (bridge, driver, *hosts):
+            if (_NAMES / name).exists():
+                _call("ip", "netns", "del", name)
+
+
+@contextmanager
+def inside(namespace: str) -> Iterator[None]:
+    """Sockets that this thread makes meanwhile, and threads that it starts, are on that host."""
+    with Path("/proc/thread-self/ns/net").open() as home, (_NAMES / namespace).open() as there:
+        _enter(there.fileno())
+        try:
+            yield
+        finally:
+            _enter(home.fileno())
+
+
+def _enter(descriptor: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(descriptor, _NET_NAMESPACE):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _remove_left() -> None:
+    """Remove what a killed process has left."""
+    for path in _NAMES.glob(f"{_PREFIX}*") if _NAMES.exists() else ():
+        found = re.match(rf"{_PREFIX}(\d+)", path.name)
+        if found is not None and not Path("/proc", found[1]).exists():
+            _call("ip", "netns", "del", path.name)
+
+
+def _address(number: int) -> str:
+    return f"10.77.0.{10 + number}"
+
+
+def _plug(host: str, bridge: str, number: int) -> None:
+    port = f"port{number}"
+    _call("ip", "-n", bridge, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", host)
+    _call("ip", "-n", bridge, "link", "set", port, "master", "bridge", "up")
+    _call("ip", "-n", host, "address", "add", f"{_address(number)}/24", "dev", "eth0")
+    for device in ("lo", "eth0"):
+        _call("ip", "-n", host, "link", "set", device, "up")
+
+
+def _shape(namespace: str, device: str, mbit: float) -> None:
+    rule = ("root", "tbf", "rate", f"{mbit:g}mbit", "burst", _BURST, "latency", "100ms")
+    _call("ip", "netns", "exec", namespace, "tc", "qdisc", "add", "dev", device, *rule)
+
+
+def _call(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    if done.returncode:
+        text = f"{' '.join(command)}: {done.stderr.strip()}"
+        raise OSError(text)
