@@ -62,6 +62,7 @@ STATE_BYTES = 1 << 28
 RUN_SECONDS = 120.0
 """The longest that one run may take."""
 END_SECONDS = 10.0
+POLL_SECONDS = 0.5
 RATES = {"constant": None, "falling": 0.05}
 
 Staleness = Literal[0, 1]
@@ -221,7 +222,7 @@ def train(
         for process in processes:
             assert process.stdin is not None
             print(json.dumps(told), file=process.stdin, flush=True)
-        workers, epochs = heard(coordinator, len(processes))
+        workers, epochs = heard(coordinator, processes)
         coordinator.finish()
     least = min(workers, key=lambda stats: stats.seconds["exchange"])
     return {
@@ -234,16 +235,22 @@ def train(
     }
 
 
-def heard(coordinator: Coordinator, workers: int) -> tuple[list[WorkerStats], list[EpochRecord]]:
+def heard(
+    coordinator: Coordinator, processes: list[subprocess.Popen[str]]
+) -> tuple[list[WorkerStats], list[EpochRecord]]:
     """What the workers say until all are done."""
     done: dict[int, WorkerStats] = {}
     epochs: list[EpochRecord] = []
     deadline = time.monotonic() + RUN_SECONDS
-    while len(done) < workers:
-        event = coordinator.next_event(deadline - time.monotonic())
+    while len(done) < len(processes):
+        event = coordinator.next_event(POLL_SECONDS)
         if event is None:
-            text = f"{workers - len(done)} workers are not done after {RUN_SECONDS:.0f} s"
-            raise TimeoutError(text)
+            ended = [rank for rank, process in enumerate(processes) if process.poll() is not None]
+            if ended or time.monotonic() > deadline:
+                why = f"workers {ended} ended" if ended else f"not after {RUN_SECONDS:.0f} s"
+                text = f"expected {len(processes)} workers to be done, {len(done)} are: {why}"
+                raise RuntimeError(text)
+            continue
         if event.kind == "progress":
             records = [record_from_json(values) for values in event.body["records"]]
             epochs += [record for record in records if isinstance(record, EpochRecord)]

@@ -101,7 +101,7 @@ def test_the_example_prints_what_is_shown(tmp_path: Path) -> None:
     assert accuracy(shown) > 0.85
     assert 0.5 < fewer(done.stdout) / fewer(shown) < 2
     saved = sorted(path.name for path in tmp_path.iterdir() if path.is_file())
-    assert saved == ["digits.fatwood", "example.py"]
+    assert saved == ["digits.fatwood", "example.py", "run.html"]
 
 
 def test_commands_answer_as_shown() -> None:

@@ -35,6 +35,7 @@ def test_a_fit_has_a_trace_of_every_worker(spark, tmp_path) -> None:
         batch_size=5,
         epochs=3,
         workers=2,
+        collect_stats=True,
         progress=False,
     )
     after = time.time()

@@ -26,6 +26,7 @@ from fatwood.train import (
     GradientSharing,
     ParameterAveraging,
     ValidationRecord,
+    WorkerCallback,
     pack,
     unpack,
 )
@@ -253,3 +254,33 @@ def test_scores_that_there_will_not_be() -> None:
     record = ValidationRecord(step=1, epoch=0, loss=1.0, accuracy=None, rows=3)
     with pytest.raises(OptionError, match="expected labels that are classes"):
         EarlyStopping(monitor="validation_accuracy").score(record)
+
+
+def test_statistics_that_a_refused_update_has_spoilt_are_left_out() -> None:
+    class Spoilt(nn.Module):
+        calls = itertools.count()  # of all threads
+
+        def forward(self, x):
+            return x * math.nan if next(Spoilt.calls) == 7 else x
+
+    net = nn.Sequential(Spoilt(), *network())
+    outcomes = fitted(network=net, early_stopping=EarlyStopping(), epochs=9)
+    assert "was not finite" in outcomes[0].stopped
+    assert all(torch.isfinite(tensor).all() for tensor in outcomes[0].network.state_dict().values())
+    bits(outcomes)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=NAMES)
+def test_a_step_is_told_with_its_learning_rate(strategy) -> None:
+    counting = partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda step: 1.0 + step)
+    told: list[float] = []
+
+    class Listening(WorkerCallback):
+        def after_agreement(self, worker, record):
+            if worker.rank == 0:
+                told.append(record.learning_rate)
+
+    fitted(strategy=strategy, scheduler=counting, rate=1e-4, epochs=1, callbacks=(Listening(),))
+    every = strategy.every
+    assert told == pytest.approx([1e-4 * (1 + every * i) for i in range(len(told))])
+    assert len(told) == -(-4 // every)

@@ -28,6 +28,8 @@ class Computed(NamedTuple):
     header: Header
     """Without position, digest and requests, which are known when it is sent."""
     vector: NDArray[np.float32]
+    learning_rate: float
+    """Of the first optimizer step."""
 
 
 class Computing:
@@ -76,7 +78,7 @@ class Computing:
             self.epoch_start = time.perf_counter()
             self._batches = Lookahead(self._clock.timed("read", data.epoch(epoch, start=start)))
         self._sharing.begin()
-        total, read = Trained(), 0
+        total, read, learning_rate = Trained(), 0, self._local.learning_rate
         for _ in range(self._job.strategy.every):
             batches = list(islice(self._batches, self._job.recipe.accumulate))
             if not batches:
@@ -93,7 +95,7 @@ class Computing:
             consumed=read,
             weight=total.share,
         )
-        return Computed(header, vector)
+        return Computed(header, vector, learning_rate)
 
     def _step(self, batches: Sequence[Batch]) -> Trained:
         if self._callbacks:

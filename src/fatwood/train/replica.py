@@ -236,7 +236,7 @@ class Replica(Trainee):
             outcome = play()
         else:
             outcome = flight.during(play, partial(self._compute_ahead, data, header.consumed))
-        record = self._enter(number, header, outcome)
+        record = self._enter(number, header, outcome, computed.learning_rate)
         if self.leads:
             on_progress(record, self._ledger)
 
@@ -255,8 +255,8 @@ class Replica(Trainee):
         self._computing.forget()
 
     def _prepare(self, number: int, computed: Computed) -> Header:
-        header, vector = computed
-        header = header._replace(
+        vector = computed.vector
+        header = computed.header._replace(
             position=self._ledger.positions[self._team.rank],
             digest=self._digest,
             checkpoint=self.leads and self._recorder.is_due(number + 1),
@@ -277,7 +277,7 @@ class Replica(Trainee):
         with self._clock.phase("exchange"):
             return self._team.play(move)
 
-    def _enter(self, number: int, own: Header, outcome: Outcome) -> StepRecord:
+    def _enter(self, number: int, own: Header, outcome: Outcome, learning_rate: float) -> StepRecord:
         ledger, headers = self._ledger, headers_of(outcome)
         digests = zip(outcome.ranks, headers, strict=True)
         require_equal_digests({r: h.digest for r, h in digests if h.digest is not None}, number)
@@ -296,7 +296,7 @@ class Replica(Trainee):
             steps=self._optimizer_steps(headers),
             seconds=time.perf_counter() - self._computing.epoch_start,
         )
-        record = replace(record, learning_rate=self._local.learning_rate)
+        record = replace(record, learning_rate=learning_rate)
         self._local.follow_schedule(ledger.steps)
         if ledger.stopped is not None:
             self._forget_ahead()
@@ -351,7 +351,11 @@ class Replica(Trainee):
 
     def _average_buffers(self) -> None:
         ledger = self._ledger
-        values, rows, epochs = self._buffers.read(), float(ledger.rows[self._team.rank]), len(ledger.records)
+        values, epochs = self._buffers.read(), len(ledger.records)
+        usable = bool(
+            np.isfinite(values).all()
+        )  # a forward pass whose update was refused may have spoilt them
+        rows = float(ledger.rows[self._team.rank]) if usable else 0.0
 
         def move(exchange: Exchange) -> Sequence[Buffer]:
             return [exchange.mean(values, rows).astype("<f4", copy=False).view(np.uint8).data]

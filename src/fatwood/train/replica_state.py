@@ -22,8 +22,8 @@ from fatwood.train.sharing import Sharing
 
 __all__ = ["ReplicaState"]
 
-Ahead = tuple[Header, NDArray[np.float32]]
-"""What was computed and not sent yet."""
+Ahead = tuple[Header, NDArray[np.float32], float]
+"""What was computed and not sent yet, and the learning rate of it."""
 
 
 class ReplicaState:
@@ -62,7 +62,7 @@ class ReplicaState:
 
     def of_run(self, ledger: Ledger, ahead: Ahead | None) -> dict[str, Any]:
         """What this worker needs to go on within an epoch."""
-        computed = None if ahead is None else (tuple(ahead[0]), ahead[1])
+        computed = None if ahead is None else (tuple(ahead[0]), *ahead[1:])
         return {
             **self.own(ledger),
             "buffers": self._saved_buffers(),
@@ -88,7 +88,11 @@ class ReplicaState:
             self._job.network.load_state_dict(dict(state.get("buffers", {})), strict=False)
             self._best.load_state(state.get("best", {}))
             ahead = state.get("ahead")
-            return None if ahead is None else (Header(*ahead[0]), np.array(ahead[1], np.float32))
+            return (
+                None
+                if ahead is None
+                else (Header(*ahead[0]), np.array(ahead[1], np.float32), float(ahead[2]))
+            )
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             text = f"state of an earlier fit: it does not fit this network, optimizer and strategy ({error})"
             raise OptionError(
