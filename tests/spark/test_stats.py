@@ -62,13 +62,17 @@ def test_a_fit_has_a_trace_of_every_worker(spark, tmp_path) -> None:
     assert "270 of 270 rows trained" in (tmp_path / "page.html").read_text()
 
 
-def test_message_sizes_by_step_add_up(spark) -> None:
+def test_message_sizes_by_step_add_up_where_they_are_collected(spark) -> None:
     df = spark.range(64).selectExpr("array(id * 0.01D, 1.0D) x", "id % 2 y")
     torch.manual_seed(0)
     model = SparkModel(
         nn.Linear(2, 2), loss=nn.CrossEntropyLoss(), optimizer=partial(torch.optim.SGD, lr=0.1)
     )
-    (worker,) = model.fit(df, features="x", label="y", batch_size=8, workers=1, progress=False).stats.workers
+    options = {"features": "x", "label": "y", "batch_size": 8, "workers": 1, "progress": False}
+    (worker,) = model.fit(df, collect_stats=True, time_source="system", **options).stats.workers
     assert worker.trace is not None
+    assert {reading["source"] for reading in worker.trace["clock"]} == {"system"}
     sizes = worker.trace["steps"]["figures"]["message_bytes"]["mean"]
     assert sum(sizes) == worker.message_bytes
+    (worker,) = model.fit(df, **options).stats.workers
+    assert worker.trace is None
