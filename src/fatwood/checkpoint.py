@@ -26,7 +26,7 @@ from torch.nn.parameter import is_lazy
 
 from fatwood import blueprint, storage
 from fatwood.archive import Archive, Kind, write_archive
-from fatwood.errors import UserError
+from fatwood.errors import OptionError, UserError
 
 __all__ = ["FORMAT_VERSION", "SavedModel", "load_network", "read_model", "write_model"]
 
@@ -186,6 +186,9 @@ def load_network(uri: str | Path, network: torch.nn.Module | None) -> torch.nn.M
         UserError: The file cannot say how to rebuild the network and none was given, or the one given does not fit; it is
             then as it was.
     """
+    if not isinstance(network, torch.nn.Module | None):
+        text = f"load: expected a torch.nn.Module, received {network!r}"
+        raise OptionError(text, hint="pass an instance, not the class: Net() instead of Net")
     with storage.open_read(uri) as file:
         saved = read_model(file)
     if network is None:

@@ -222,6 +222,8 @@ def crowded(seed: int) -> Plan:
         delivery=3.0,
         tick=0.0,
         paces=(1.0,),
+        stop_after=None,
+        time=None,
     )
 
 
@@ -240,6 +242,9 @@ def lonely(seed: int) -> Plan:
             Fault("kill", seed % 30, after_view=True),
         ),
         delivery=1.0,
+        validate_every=None,
+        stop_after=None,
+        time=None,
     )
 
 
@@ -304,7 +309,8 @@ def test_the_laws_hold_where_it_is_crowded_or_lonely(plan: Callable[[int], Plan]
     with Theatre() as theatre:
         for seed in range(300):
             events += explore(seed, plan=plan(seed), theatre=theatre).events
-    assert min(events[event] for event in ("relayed", "restored", "kill")) > 10
+    assert min(events["restored"], events["kill"]) > 10
+    assert events["relayed"] > 3
     if plan is lonely:
         assert min(events["abandoned"], events["returned"]) > 10
 
@@ -322,7 +328,7 @@ def test_the_command_names_a_seed_that_fails_and_shows_its_end(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newcomers_begin_at_the_first_row(monkeypatch)
-    assert main(["--schedules", "100", "--json"]) == 1
+    assert main(["--schedules", "400", "--json"]) == 1
     output = capsys.readouterr()
     seed = json.loads(output.out)["failed_seeds"][0]
     assert output.err.startswith(f"seed {seed}: ")

@@ -50,7 +50,8 @@ class LocalTrainer:
         # a worker without rows follows the schedule and makes no step; torch would warn of the wrong order
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
         self._scheduled = 0
-        self._scaler = torch.amp.GradScaler("cpu") if recipe.precision == "float16" else None
+        self._device = next(network.parameters()).device.type
+        self._scaler = torch.amp.GradScaler(self._device) if recipe.precision == "float16" else None
         callee: Any = network
         if recipe.compile is not False:
             arguments = recipe.compile if isinstance(recipe.compile, Mapping) else {}
@@ -157,7 +158,7 @@ class LocalTrainer:
 
     def _autocast(self) -> AbstractContextManager[Any]:
         kind = _TYPES.get(self._recipe.precision)
-        return nullcontext() if kind is None else torch.autocast("cpu", dtype=kind)
+        return nullcontext() if kind is None else torch.autocast(self._device, dtype=kind)
 
 
 def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
