@@ -12,7 +12,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fatwood.codec import FlatBuffers
+from fatwood.codec import FlatBuffers, require_finite
+from fatwood.errors import NotFiniteError
 from fatwood.train.header import Header
 from fatwood.train.kept import Best
 from fatwood.train.ledger import Ledger
@@ -29,19 +30,10 @@ class Judge:
         rule: When to stop, and whether to keep the best.
         agreed: The agreed parameters' memory.
         buffers: Of the network.
-        parameters: The network's own memory.
     """
 
-    def __init__(
-        self,
-        rule: EarlyStopping | None,
-        agreed: NDArray[np.float32],
-        buffers: FlatBuffers,
-        parameters: NDArray[np.float32],
-    ) -> None:
+    def __init__(self, rule: EarlyStopping | None, agreed: NDArray[np.float32], buffers: FlatBuffers) -> None:
         self._rule = rule
-        self._agreed = agreed
-        self._parameters = parameters
         self._start = time.monotonic()
         self.best = Best(agreed, buffers)
         """What was kept."""
@@ -59,8 +51,11 @@ class Judge:
         """Whether the loss or the update is not finite, and that is a reason to stop instead of an error."""
         if self._rule is None or not self._rule.stop_on_nan or not header.share:
             return False
-        finite = math.isfinite(header.loss_sum) and math.isfinite(float(vector.sum(dtype=np.float64)))
-        return not finite
+        try:  # before an encoder sees it: it cannot be used after such an update
+            require_finite(vector)
+        except NotFiniteError:
+            return True
+        return not math.isfinite(header.loss_sum)
 
     def epoch(self, ledger: Ledger) -> None:
         """Judge the training loss of the epoch that has just ended, if that is the score."""
@@ -84,12 +79,6 @@ class Judge:
         verdict = rule.judge([rule.score(r) for r in (*earlier, record)])
         ledger.enter_validation(replace(record, best=verdict.best), seconds)
         self._take(verdict, ledger, seconds)
-
-    def put_back_best(self) -> None:
-        """Give the network the best parameters and buffers, if they were kept."""
-        self.best.put_back()
-        if self._parameters is not self._agreed:
-            np.copyto(self._parameters, self._agreed)
 
     def _take(self, verdict: Verdict, ledger: Ledger, seconds: float) -> None:
         if verdict.best and self._rule is not None and self._rule.keep_best:

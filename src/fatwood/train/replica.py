@@ -44,6 +44,7 @@ from fatwood.train.job import TrainingJob
 from fatwood.train.judge import Judge
 from fatwood.train.ledger import Ledger, Stage
 from fatwood.train.local import LocalTrainer
+from fatwood.train.packing import pack
 from fatwood.train.recorder import RunRecorder
 from fatwood.train.records import EpochRecord, StepRecord
 from fatwood.train.reduce import headers_of
@@ -122,7 +123,7 @@ class Replica(Trainee):
             with_validation=job.with_validation,
             validate_every=job.validate_every,
         )
-        self._judge = Judge(job.early_stopping, self._sharing.agreed, self._buffers, self._local.flat.array)
+        self._judge = Judge(job.early_stopping, self._sharing.agreed, self._buffers)
         self._state = ReplicaState(job, self._local, self._sharing, self._judge.best, team.rank)
         self._state.seed()
         if state is not None:
@@ -170,7 +171,8 @@ class Replica(Trainee):
                 elif ledger.stage is Stage.VALIDATE:
                     self._validate(data)
                 else:
-                    self._judge.put_back_best()
+                    self._judge.best.put_back()
+                    self._sharing.return_to_agreed()
                     self._compare_digests()
         self._callbacks.on_end()
         return ledger.records
@@ -345,9 +347,7 @@ class Replica(Trainee):
     def _keep(self, ranks: Sequence[int]) -> None:
         with self._clock.phase("checkpoint"):
             shared = self.shared_state() if ranks[0] == self._team.rank else None
-            self._recorder.keep(
-                self._ledger.agreements, ranks, self._state.packed_run(self._ledger, self._ahead), shared
-            )
+            self._recorder.keep(self._ledger.agreements, ranks, pack(self.run_state()), shared)
 
     def _average_buffers(self) -> None:
         ledger = self._ledger

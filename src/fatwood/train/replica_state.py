@@ -70,10 +70,6 @@ class ReplicaState:
             "ahead": computed,
         }
 
-    def packed_run(self, ledger: Ledger, ahead: Ahead | None) -> bytes:
-        """The same as bytes."""
-        return pack(self.of_run(ledger, ahead))
-
     def load(self, state: Mapping[str, Any], ledger: Ledger) -> Ahead | None:
         """Take up what :meth:`own` or :meth:`of_run` gave.
 
