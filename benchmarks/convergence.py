@@ -31,7 +31,7 @@ from fatwood.demo.run import BATCH_SIZE, WORKERS, network, optimizer
 from fatwood.testing.threads import shard, train_in_threads, training_job
 from fatwood.train import AllReduce, DiLoCo, GradientSharing, LookAhead, ParameterAveraging, Strategy
 
-LAYOUT = Layout(
+LAYOUT = Layout.of(
     feature_width=784, feature_dtype="float32", feature_name="pixels", label_dtype="int64", label_name="digit"
 )
 

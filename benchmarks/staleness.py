@@ -146,7 +146,7 @@ def worker(rank: int) -> None:
         )
         order = WorkOrder(
             workers=told["workers"],
-            layout=Layout(
+            layout=Layout.of(
                 feature_width=FEATURES,
                 feature_dtype="float32",
                 feature_name="x",

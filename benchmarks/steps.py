@@ -1,11 +1,12 @@
 """Steps per second of the demo's fit: plain, with checkpoints, with statistics, and by another Fatwood, in turns.
 
-    python benchmarks/steps.py [--against PYTHON] [--epochs 10] [--repetitions 3] [--json]
+    python benchmarks/steps.py [--against PYTHON] [--variants plain stats] [--epochs 10] [--repetitions 3] [--json]
 
 PYTHON is the interpreter of an environment with the other version. "checkpoints" writes one every five seconds, "stats" has
 `collect_stats=True`. All train the demo's network on its digits with two workers on `local[2]`; the first epoch, which waits
 for the rows, is left out. Ratios are of the best repetitions, and
-`median_ratio` is the median of the ratios within a turn, since a shared machine drifts.
+`median_ratio` is the median of the ratios within a turn, since a shared machine drifts; every
+second turn runs in the opposite order.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("--against", metavar="PYTHON")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--one", choices=VARIANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -70,13 +72,13 @@ def main() -> None:
         print(one(arguments.epochs, arguments.one))
         return
     once = [__file__, "--epochs", str(arguments.epochs), "--one"]
-    commands = {name: [sys.executable, *once, name] for name in VARIANTS}
+    commands = {name: [sys.executable, *once, name] for name in arguments.variants}
     if arguments.against:
         commands["other"] = [arguments.against, *once, "plain"]
     seconds: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(arguments.repetitions):
-        for name, command in commands.items():
-            seconds[name].append(timed(command))
+    for turn in range(arguments.repetitions):
+        for name in list(commands)[:: -1 if turn % 2 else 1]:  # whoever is last meets a warmer machine
+            seconds[name].append(timed(commands[name]))
     steps = (arguments.epochs - 1) * -(
         -6_000 // 32
     )  # each of two workers has 6,000 rows, in minibatches of 32

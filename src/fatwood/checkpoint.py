@@ -174,8 +174,10 @@ def _state_dict(weights: bytes, names: list[list[str]], archive: Archive) -> dic
     return state_dict
 
 
-def load_network(uri: str | Path, network: torch.nn.Module | None) -> torch.nn.Module:
+def load_network(uri: str | Path, network: torch.nn.Module | None) -> tuple[torch.nn.Module, dict[str, Any]]:
     """A saved network: rebuilt from what the file says of its class, or the one that is given, with the saved tensors.
+
+    Beside it what the caller of :func:`write_model` added.
 
     Args:
         uri: Of the file.
@@ -204,4 +206,4 @@ def load_network(uri: str | Path, network: torch.nn.Module | None) -> torch.nn.M
         network.load_state_dict(before, strict=False)  # torch has copied what did fit
         text = f"{uri}: the saved tensors do not fit the network: {error}"
         raise UserError(text, hint="build the network with the arguments it was saved with") from error
-    return network
+    return network, saved.extra

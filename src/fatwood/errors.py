@@ -19,6 +19,7 @@
         ├── DivergenceError             replicas that must be equal are not
         ├── WorkerLost                  a worker of the job died or stopped answering
         └── StorageError                a file or store could not be read or written
+            └── DamagedError            a file's bytes are not those that were written
 
 A message says where, what was expected, what was received, and after ``hint:`` what to do.
 """
@@ -28,6 +29,7 @@ from __future__ import annotations
 __all__ = [
     "AuthenticationError",
     "ClusterError",
+    "DamagedError",
     "DataError",
     "DivergenceError",
     "ExchangeError",
@@ -154,3 +156,7 @@ class WorkerLost(WorldError):
 
 class StorageError(WorldError):
     """A file or store could not be read or written; the message names the URI."""
+
+
+class DamagedError(StorageError):
+    """A file's bytes are not those that were written; reading it again, elsewhere, does not help."""

@@ -23,7 +23,18 @@ from fsspec.implementations.local import LocalFileSystem
 
 from fatwood.errors import FatwoodError, StorageError
 
-__all__ = ["delete", "delete_leftovers", "join", "list_folder", "open_read", "read_bytes", "write_atomic"]
+__all__ = [
+    "absolute",
+    "delete",
+    "delete_leftovers",
+    "join",
+    "list_folder",
+    "list_sizes",
+    "located",
+    "open_read",
+    "read_bytes",
+    "write_atomic",
+]
 
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):(?P<rest>//?|:)")
 _LOCAL_SCHEMES = frozenset({"file", "local"})
@@ -91,13 +102,12 @@ def open_read(uri: str | os.PathLike[str]) -> BinaryIO:
 def write_atomic(uri: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
     """Write a file so that its name never shows half of it.
 
-    A local file is written beside its place, synced to the disk and renamed. For another store the bytes
-    are collected in a local temporary file first; then a store with a rename of its own gets them under a
-    temporary name and renames, and a store that publishes an object when its upload completes gets one upload.
-    Missing parent folders are made. After a failure neither a half nor a temporary file is left, and a file
-    that was there before is as it was. A process that is killed leaves at most one file with a temporary name in
-    the folder (:func:`delete_leftovers`). Some stores' rename refuses an existing name: there the old file steps
-    aside first, and for an instant nothing has the name.
+    A local file is written beside its place, synced to the disk and renamed. For another store the bytes are collected in a
+    local temporary file first; then a store with a rename of its own gets them under a temporary name and renames, and a
+    store that publishes an object when its upload completes gets one upload. Missing parent folders are made. After a failure
+    neither a half nor a temporary file is left, and a file that was there before is as it was. A process that is killed leaves
+    at most one file with a temporary name in the folder (:func:`delete_leftovers`). Some stores' rename refuses an existing
+    name: there the old file steps aside first, and for an instant nothing has the name.
 
     Args:
         uri: Where to write; a scheme picks the store, a plain path is local.
@@ -136,14 +146,44 @@ def join(folder: str | os.PathLike[str], name: str) -> str:
     return base + name if base.endswith("/") else f"{base}/{name}"
 
 
+def absolute(uri: str | os.PathLike[str]) -> str:
+    """The same place as text, for processes with another working folder: a local path from the root, any other URI as it is.
+
+    Args:
+        uri: A URI, a plain path, or a ``pathlib.Path``.
+    """
+    if not isinstance(uri, str):
+        return os.path.abspath(uri)
+    return uri if _SCHEME.match(uri) else os.path.abspath(os.path.expanduser(uri))
+
+
+@contextmanager
+def located(operation: str, uri: str | os.PathLike[str]) -> Iterator[tuple[Any, str]]:
+    """The fsspec file system that a URI names, and the path in it; what the store raises within is told as :class:`StorageError`.
+
+    Args:
+        operation: What is done to the URI, for the message: ``"list"``.
+        uri: A scheme picks the store, a plain path is local.
+    """
+    with _explained(operation, uri):
+        store, path = _locate(uri)
+        yield LocalFileSystem() if store is None else store, path
+
+
 def list_folder(uri: str | os.PathLike[str]) -> list[str]:
-    """The names of the files in a folder.
+    """The names of the files in a folder, sorted; see :func:`list_sizes`."""
+    return sorted(list_sizes(uri))
+
+
+def list_sizes(uri: str | os.PathLike[str]) -> dict[str, int | None]:
+    """The files in a folder with their sizes.
 
     Args:
         uri: The folder; a scheme picks the store, a plain path is local.
 
     Returns:
-        Names without the folder, sorted; without what lies deeper. A folder that does not exist has none.
+        Bytes, or None where the store does not tell, by name without the folder; without what lies deeper. A folder that
+        does not exist has none.
 
     Raises:
         StorageError: The folder cannot be listed.
@@ -153,13 +193,14 @@ def list_folder(uri: str | os.PathLike[str]) -> list[str]:
         try:
             if store is None:
                 with os.scandir(path) as entries:
-                    return sorted(entry.name for entry in entries if entry.is_file())
+                    return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
             store.invalidate_cache()
-            files = [entry["name"] for entry in store.ls(path, detail=True) if entry["type"] == "file"]
+            found = [entry for entry in store.ls(path, detail=True) if entry["type"] == "file"]
         except FileNotFoundError:
-            return []
+            return {}
         own = path.rstrip("/")  # some stores list an object of the folder's own name
-        return sorted(file.rpartition("/")[2] for file in files if file.rstrip("/") != own)
+        files = [(entry["name"].rstrip("/"), entry.get("size")) for entry in found]
+        return {name.rpartition("/")[2]: size for name, size in files if name != own}
 
 
 def delete(uri: str | os.PathLike[str]) -> None:
@@ -309,10 +350,10 @@ def _locate(uri: str | os.PathLike[str]) -> tuple[Any | None, str]:
     if scheme in _LOCAL_SCHEMES and rest != ":":
         return None, LocalFileSystem._strip_protocol(uri)
     if rest != "//":
-        message = (
+        text = (
             f"cannot tell where {uri!r} is: expected scheme://path or a plain path, received {scheme}:{rest}"
         )
-        raise StorageError(message, hint=f"write {scheme}://..., or pass a pathlib.Path for a local file")
+        raise StorageError(text, hint=f"write {scheme}://..., or pass a pathlib.Path for a local file")
     store, path = fsspec.core.url_to_fs(uri)
     return store, path
 
@@ -334,9 +375,8 @@ def _storage_error(uri: str | os.PathLike[str], operation: str, error: Exception
     hint = _GENERAL_HINT
     missing = _missing_module(error)
     if missing is not None:
-        hint = (
-            f"pip install {_PACKAGE_OF_MODULE.get(missing, missing)} (on every machine that runs this code)"
-        )
+        package = _PACKAGE_OF_MODULE.get(missing, missing)
+        hint = f"pip install {package} (on every machine that runs this code)"
     elif name.startswith("hdfs:"):
         hint = f"{_GENERAL_HINT}; {_HADOOP_HINT}"
     elif isinstance(error, ValueError) and "Protocol not known" in str(error):

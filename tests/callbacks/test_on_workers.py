@@ -17,7 +17,7 @@ from fatwood.testing.threads import shard, train_in_threads, training_job
 from fatwood.train import Strategy
 from fatwood.train.options import json_value
 
-LAYOUT = Layout(
+LAYOUT = Layout.of(
     feature_width=4, feature_dtype="float32", feature_name="x", label_dtype="int64", label_name="y"
 )
 STRATEGIES = [AllReduce(), ParameterAveraging(every=3), GradientSharing()]

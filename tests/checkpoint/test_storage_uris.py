@@ -13,7 +13,16 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import _registry, known_implementations
 
 from fatwood.errors import StorageError, UserError
-from fatwood.storage import delete, delete_leftovers, join, list_folder, open_read, read_bytes, write_atomic
+from fatwood.storage import (
+    absolute,
+    delete,
+    delete_leftovers,
+    join,
+    list_folder,
+    open_read,
+    read_bytes,
+    write_atomic,
+)
 
 
 def _writer(content: bytes):
@@ -358,3 +367,12 @@ def test_leftovers_that_cannot_be_judged_stay(tmp_path, monkeypatch) -> None:
 
 def test_leftovers_of_a_folder_that_does_not_exist(tmp_path) -> None:
     delete_leftovers(tmp_path / "missing", older_than_seconds=0)
+
+
+def test_a_place_as_text_for_processes_elsewhere(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute("a/b") == absolute(Path("a/b")) == f"{tmp_path}/a/b"
+    assert absolute("~/b") == os.path.expanduser("~/b")
+    for uri in ("hdfs:///a", "memory://a/b", "file:///a", "s3://bucket/../x"):
+        assert absolute(uri) == uri
+    assert absolute(Path("s3://bucket/x")) == f"{tmp_path}/s3:/bucket/x"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Generator, Iterator
+from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,8 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fatwood.data.ahead as ahead_module
 from fatwood.data import Batch, Lookahead
-from fatwood.data.ahead import Prefetched
+from fatwood.data.ahead import Prefetched, _nbytes
 from fatwood.errors import OptionError
 
 
@@ -79,8 +83,9 @@ def test_an_error_comes_where_its_batch_would(n: int, ahead: int, data: st.DataO
     batches.close()
 
 
-@pytest.mark.parametrize("ahead", [1, 3])
-def test_no_more_than_announced_are_read_ahead(ahead: int) -> None:
+@pytest.mark.parametrize(("ahead", "room", "max_bytes"), [(1, 1, None), (3, 3, None), (9, 2, 23), (9, 1, 7)])
+def test_no_more_than_announced_are_read_ahead(ahead: int, room: int, max_bytes: int | None) -> None:
+    """A minibatch here has 8 bytes in its tensors."""
     begun: list[int] = []
     idle = threading.Condition()
 
@@ -89,17 +94,57 @@ def test_no_more_than_announced_are_read_ahead(ahead: int) -> None:
             with idle:
                 begun.append(number)
                 idle.notify_all()
-            yield _batch(number)
+            yield replace(_batch(number), weight=torch.ones(1))
 
-    batches = Prefetched(source(), ahead)
+    batches = Prefetched(source(), ahead, max_bytes=max_bytes)
     try:
         for taken in range(5):
             with idle:
-                assert idle.wait_for(lambda taken=taken: len(begun) >= taken + ahead, timeout=10)
-                assert not idle.wait_for(lambda taken=taken: len(begun) > taken + ahead, timeout=0.05)
+                assert idle.wait_for(lambda taken=taken: len(begun) >= taken + room, timeout=10)
+                assert not idle.wait_for(lambda taken=taken: len(begun) > taken + room, timeout=0.05)
             next(batches)
     finally:
         batches.close()
+
+
+@given(sizes=st.lists(st.integers(1, 9), max_size=12), ahead=st.integers(1, 4), bound=st.integers(1, 12))
+@settings(deadline=None)
+def test_all_sizes_pass_within_the_bound(sizes: list[int], ahead: int, bound: int) -> None:
+    """Also those that are larger than the bound: each waits alone."""
+    with patch.object(ahead_module, "deque", Waiting):
+        batches = Prefetched(_sized(sizes), ahead, max_bytes=4 * bound)
+    seen = batches._waiting
+    assert [len(batch.label) for batch in batches] == sizes
+    assert isinstance(seen, Waiting)
+    assert all(len(held) <= ahead and (len(held) == 1 or sum(held) <= 4 * bound) for held in seen.held)
+    batches.close()
+
+
+class Waiting(deque):
+    """Remembers what waited, in bytes, after each addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[list[int]] = []
+
+    def append(self, waiting: tuple[Batch, int]) -> None:
+        super().append(waiting)
+        self.held.append([batch.label.nbytes for batch, _ in self])
+
+
+def _sized(sizes: list[int]) -> Generator[Batch]:
+    """Minibatches with so many numbers each, all of them in the label."""
+    for size in sizes:
+        yield Batch(features=torch.empty(size, 0), label=torch.zeros(size))
+
+
+def test_masks_and_inputs_by_name_count() -> None:
+    first = Batch(
+        features={"a": torch.zeros(2, 3), "b": torch.zeros(2, 1)},
+        label=(torch.zeros(2), torch.zeros(2, dtype=torch.int64)),
+        feature_mask={"a": torch.ones(2, 3, dtype=torch.bool)},
+    )
+    assert _nbytes(first) == 24 + 8 + 8 + 16 + 6
 
 
 @pytest.mark.parametrize("taken", [0, 2])
@@ -143,3 +188,22 @@ def test_closing_waits_for_a_batch_under_way() -> None:
 def test_a_thread_without_room_is_refused() -> None:
     with pytest.raises(OptionError, match="prefetch: expected at least 1"):
         Prefetched(_source(1), 0)
+    with pytest.raises(OptionError, match="prefetch of bytes: expected at least 1"):
+        Prefetched(_source(1), 1, max_bytes=0)
+
+
+def test_pinning_keeps_the_minibatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without CUDA there is nothing to pin; the call is seen where it is made up."""
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor + 1
+
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+        batches = Prefetched(_source(2), 1, pin=True)
+        assert [(int(b.row_ids[0]), float(b.features)) for b in batches] == [(0, there), (1, 1 + there)]
+        assert len(pinned) == 2 * there
+        batches.close()

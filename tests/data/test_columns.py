@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fatwood.data import Ragged
 from fatwood.data.columns import Column
+from fatwood.data.fields import Field
 from fatwood.errors import SchemaError
 
 WIDTH = 2
@@ -17,8 +20,9 @@ FLOATS = st.sampled_from([0.0, 1.5, -2.0, 3.4e38, math.nan, math.inf, -math.inf,
 INTS = st.sampled_from([0, -1, 2**63 - 1, None])
 
 
-def _column(dtype: str, width: int | None) -> Column:
-    return Column(name="x", title="pixels", dtype=dtype, width=width)
+def _column(dtype: Any, width: int | None) -> Column:
+    shape = () if width is None else (width,)
+    return Column(Field(name="x", title="pixels", dtype=dtype, shape=shape))
 
 
 def _usable(value: float | None) -> bool:
@@ -131,3 +135,56 @@ def test_a_missing_column_is_a_schema_error() -> None:
     batch = pa.RecordBatch.from_arrays([pa.array([1])], names=["y"])
     with pytest.raises(SchemaError, match="expected an Arrow column 'x' of int64, received y"):
         _column("int64", None).of(batch)
+
+
+@given(
+    rows=st.lists(st.one_of(st.none(), st.binary(min_size=0, max_size=5)), max_size=6),
+    start=st.integers(0, 6),
+    large=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_bytes_are_lists_of_numbers(rows: list[bytes | None], start: int, large: bool) -> None:
+    kind = pa.large_binary() if large else pa.binary()
+    batch = pa.RecordBatch.from_arrays([pa.array(rows, kind).slice(min(start, len(rows)))], names=["x"])
+    rule = Column(Field(name="x", title="photo", dtype="uint8", shape=(4,)))
+    column = rule.of(batch)
+    wanted = rows[min(start, len(rows)) :]
+    assert column.to_pylist() == [None if row is None else list(row) for row in wanted]
+    assert rule.good(column).tolist() == [row is not None and len(row) == 4 for row in wanted]
+    dense = rule.dense(column)
+    assert (dense is not None) == all(row is not None and len(row) == 4 for row in wanted)
+
+
+STEPS = st.one_of(st.none(), st.lists(st.one_of(st.none(), st.just(1.0), st.just(math.nan)), max_size=5))
+
+
+@given(rows=st.lists(STEPS, max_size=7), width=st.sampled_from([1, 2]), start=st.integers(0, 7))
+@settings(max_examples=100, deadline=None)
+def test_steps_are_judged_like_one_by_one(
+    rows: list[list[float | None] | None], width: int, start: int
+) -> None:
+    sliced = pa.array(rows, pa.list_(pa.float32())).slice(min(start, len(rows)))
+    wanted = rows[min(start, len(rows)) :]
+    shape = () if width == 1 else (width,)
+    rule = Column(Field(name="x", title="visits", shape=shape, ragged=True))
+    good = [bool(row) and len(row) % width == 0 and all(map(_usable, row)) for row in wanted]
+    assert rule.good(sliced).tolist() == good
+    dense = rule.dense(sliced)
+    assert (dense is not None) == all(good)
+    if isinstance(dense, Ragged):
+        assert dense.lengths.tolist() == [len(row) // width for row in wanted]
+        assert dense.values.reshape(-1).tolist() == [value for row in wanted for value in row]
+
+
+@pytest.mark.parametrize(
+    ("shape", "value", "text"),
+    [
+        ((), [], "expected one step or more, each of 1 finite number, received 0 values"),
+        ((2,), [1.0, 2.0, 3.0], "expected one step or more, each of 2 finite numbers, received 3 values"),
+        ((2,), [1.0, math.inf], "expected one step or more, .* received inf at position 1"),
+        ((), None, "expected one step or more, .* received null"),
+    ],
+)
+def test_complaints_about_steps(shape: tuple[int, ...], value: Any, text: str) -> None:
+    rule = Column(Field(name="x", title="visits", shape=shape, ragged=True))
+    assert re.search(text, rule.complaint(pa.array([value], pa.list_(pa.float32())), 0))

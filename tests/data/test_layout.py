@@ -10,10 +10,10 @@ import torch
 from fatwood.data import Layout, describe_row, tensors_of
 from fatwood.errors import DataError, OptionError, SchemaError
 
-LAYOUT = Layout(
+LAYOUT = Layout.of(
     feature_width=2, feature_dtype="float32", feature_name="pixels", label_dtype="int64", label_name="digit"
 )
-VECTOR_LABELS = Layout(
+VECTOR_LABELS = Layout.of(
     feature_width=2,
     feature_dtype="int64",
     feature_name="words",
@@ -132,21 +132,20 @@ def test_rows_are_described_in_words() -> None:
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ({"feature_width": 0}, "feature_width"),
-        ({"feature_dtype": "float64"}, "feature_dtype"),
-        ({"label_dtype": "int32"}, "label_dtype"),
+        ({"feature_width": 0}, "field 'features'"),
+        ({"feature_dtype": "float64"}, "field 'features'"),
+        ({"label_dtype": "int32"}, "field 'label'"),
         ({"label_name": "digit"}, "label_dtype"),
         ({"label_width": 3}, "label_dtype"),
-        ({"label_dtype": "int64", "label_width": 3}, "label_width"),
-        ({"label_dtype": "float32", "label_width": 0}, "label_width"),
+        ({"label_dtype": "float32", "label_width": 0}, "field 'label'"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, Any], name: str) -> None:
     with pytest.raises(OptionError, match=f"^{name}: expected .* received"):
-        Layout(**{"feature_width": 2, "feature_dtype": "float32", "feature_name": "pixels", **options})
+        Layout.of(**{"feature_width": 2, "feature_dtype": "float32", "feature_name": "pixels", **options})
 
 
 def test_an_unnamed_label_is_called_label() -> None:
-    layout = Layout(feature_width=2, feature_dtype="float32", feature_name="pixels", label_dtype="int64")
+    layout = Layout.of(feature_width=2, feature_dtype="float32", feature_name="pixels", label_dtype="int64")
     with pytest.raises(DataError, match="column 'label'"):
         tensors_of(BAD.slice(2), layout)

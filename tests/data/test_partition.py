@@ -17,7 +17,7 @@ from fatwood.data import Batch, Layout, PartitionData
 from fatwood.errors import DataError, OptionError, StorageError
 
 WIDTH = 2
-LAYOUT = Layout(
+LAYOUT = Layout.of(
     feature_width=WIDTH,
     feature_dtype="float32",
     feature_name="pixels",
@@ -198,7 +198,7 @@ def test_memory_stays_at_one_minibatch_and_one_arrow_batch(
 ) -> None:
     rows, width, count = 1000, 256, 12
     one_batch = rows * width * 4
-    layout = Layout(feature_width=width, feature_dtype="float32", feature_name="x")
+    layout = Layout.of(feature_width=width, feature_dtype="float32", feature_name="x")
     base = pa.total_allocated_bytes()
     peaks = []
 
@@ -317,7 +317,7 @@ def test_an_order_of_many_blocks_starts_anywhere(tmp_path: Path) -> None:
     n = 100_000  # three blocks of the shuffled order
     features = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(n, dtype=np.float32)), 1)
     source = pa.RecordBatch.from_arrays([pa.array(np.arange(n)), features], names=["row_id", "features"])
-    layout = Layout(feature_width=1, feature_dtype="float32", feature_name="x")
+    layout = Layout.of(feature_width=1, feature_dtype="float32", feature_name="x")
     with _data([source], tmp_path, layout=layout, batch_size=1000, first_epoch=1) as data:
         whole = np.concatenate([batch.row_ids for batch in data.epoch(1)])
         for start in (1000, 32_000, 33_000, 99_000, n):
@@ -430,7 +430,7 @@ def test_vector_labels_and_no_labels_survive_the_spill(tmp_path: Path) -> None:
     source = pa.RecordBatch.from_arrays(
         [pa.array(ids), features, labels], names=["row_id", "features", "label"]
     )
-    layout = Layout(
+    layout = Layout.of(
         feature_width=1,
         feature_dtype="int64",
         feature_name="word",

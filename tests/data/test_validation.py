@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fatwood.data import Batch, Layout, PartitionData
 from fatwood.errors import DataError, OptionError, StorageError
 
-LAYOUT = Layout(
+LAYOUT = Layout.of(
     feature_width=1,
     feature_dtype="float32",
     feature_name="x",

@@ -13,12 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fatwood.data import Batch, Layout, PartitionData, Rows, tensors_of
+from fatwood.data import Layout, PartitionData, Rows, tensors_of
 from fatwood.data.columns import Column
+from fatwood.data.layout import weight_field
 from fatwood.errors import DataError, SchemaError
 
-LAYOUT = Layout(feature_width=1, feature_dtype="float32", feature_name="x", weight_name="importance")
-RULE = Column(name="weight", title="importance", dtype="float32", width=None, least=0.0)
+LAYOUT = Layout.of(feature_width=1, feature_dtype="float32", feature_name="x", weight_name="importance")
+RULE = Column(weight_field("importance"))
 
 
 def _batch(weights: list[Any]) -> pa.RecordBatch:
@@ -123,15 +124,13 @@ def test_prediction_looks_at_no_weight() -> None:
 @pytest.mark.parametrize("weighted", [True, False])
 def test_rows_to_arrow_and_back(tmp_path: Path, weighted: bool) -> None:
     weight = np.array([1, 0, 2], dtype=np.float32) if weighted else None
-    rows = Rows(
-        row_ids=np.arange(3), features=np.zeros((3, 2), dtype=np.float32), label=np.arange(3), weight=weight
-    )
+    columns = {"features": np.zeros((3, 2), dtype=np.float32), "label": np.arange(3)}
+    rows = Rows(np.arange(3), columns if weight is None else {**columns, "weight": weight})
     assert rows.to_arrow().schema.names == ["row_id", "features", "label"] + ["weight"] * weighted
     part = rows.part(1, 3).copy()
-    joined = Batch.joined([part, rows.part(0, 1)])
+    joined = Rows.joined([part, rows.part(0, 1)])
     assert joined.row_ids.tolist() == [1, 2, 0]
-    found = None if joined.weight is None else joined.weight.tolist()
-    assert found == ([0, 2, 1] if weighted else None)
+    assert ("weight" in joined.columns) == weighted
     if weight is not None:
-        assert part.weight is not None
-        assert not np.shares_memory(part.weight, weight)
+        assert joined.columns["weight"].tolist() == [0, 2, 1]
+        assert not np.shares_memory(part.columns["weight"], weight)

@@ -6,8 +6,9 @@ from itertools import chain
 import pytest
 from pyspark.sql import functions as F
 
+from fatwood.data import ROW_BITS
 from fatwood.errors import DataError, OptionError, SchemaError
-from fatwood.spark.balance import ROW_BITS, Source, balanced, inspect
+from fatwood.spark.balance import Source, balanced, inspect
 from fatwood.spark.balance import _keys as keys_for
 from fatwood.spark.columns import resolve_columns
 
@@ -196,11 +197,11 @@ def test_widths(spark) -> None:
         "SELECT 1 AS a, 2.5D AS b, array(1, 2, 3) AS v, array(0.0D, 1.0D) AS y UNION ALL SELECT 1, 2, null, null"
     )
     found = inspect(df, resolve_columns(df, ["a", "v", "b"], "y"))
-    assert (found.rows, found.feature_width, found.label_width) == (2, 5, 2)
+    assert (found.rows, found.sizes) == (2, (3, 2))
     found = inspect(df, resolve_columns(df, ["v"], "a"))
-    assert (found.feature_width, found.label_width) == (3, None)
+    assert found.sizes == (3,)
     found = inspect(df, resolve_columns(df, "b", None))
-    assert (found.feature_width, found.label_width) == (1, None)
+    assert found.sizes == ()
 
 
 @pytest.mark.parametrize(

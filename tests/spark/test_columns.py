@@ -54,10 +54,7 @@ def vectors(spark):
 def packed(df, features, label=None):
     """The type and the values that the features and the label get."""
     columns = resolve_columns(df, features, label)
-    expressions = [columns.features_expr.alias("x")]
-    if columns.label_expr is not None:
-        expressions.append(columns.label_expr.alias("y"))
-    chosen = df.select(*expressions)
+    chosen = df.select(*(item.expr.alias(item.name) for item in columns.items))
     kinds = [field.dataType.simpleString() for field in chosen.schema.fields]
     return columns, kinds, [tuple(row) for row in chosen.collect()]
 
@@ -65,14 +62,14 @@ def packed(df, features, label=None):
 def test_integers_stay_integers(table) -> None:
     columns, kinds, rows = packed(table, ["b", "s", "ints", "i", "l"])
     assert kinds == ["array<bigint>"]
-    assert columns.features_dtype == "int64"
+    assert columns.features.items[0].dtype == "int64"
     assert rows[0] == ([1, 2, 7, 8, 3, 4],)
 
 
 def test_one_fraction_makes_all_floats(table) -> None:
     columns, kinds, rows = packed(table, ["i", "yes", "f", "d", "dec", "doubles", "ints", "flags"])
     assert kinds == ["array<float>"]
-    assert columns.features_dtype == "float32"
+    assert columns.features.items[0].dtype == "float32"
     assert rows[0] == ([3.0, 1.0, 0.5, 0.25, 1.5, 9.0, None, 7.0, 8.0, 1.0, 0.0],)
 
 
@@ -109,7 +106,8 @@ def test_too_large_for_float32_is_infinite(table) -> None:
 )
 def test_label_types(table, label, kind, dtype, value) -> None:
     columns, kinds, rows = packed(table, "f", label)
-    assert (kinds[1], columns.label_dtype, columns.label_name) == (kind, dtype, label)
+    target = columns.label.items[0]
+    assert (kinds[1], target.dtype, target.title) == (kind, dtype, label)
     assert [row[1] for row in rows] == [value, None]
 
 
@@ -122,16 +120,15 @@ def test_vector_label(vectors) -> None:
 @pytest.mark.parametrize("size_of_null", ["true", "false"])
 def test_sizes_of_variable_columns(spark, table, vectors, size_of_null) -> None:
     columns = resolve_columns(table, ["i", "ints", "f"], "doubles")
-    assert list(columns.size_exprs) == ["ints", "doubles"]
-    assert len(columns.scalar_exprs) == 2
+    assert [measure.title for measure in columns.measures] == ["ints", "doubles"]
+    assert len(columns.read_exprs) == 2
     spark.conf.set("spark.sql.legacy.sizeOfNull", size_of_null)
     try:
-        assert [tuple(row) for row in table.select(*columns.size_exprs.values()).collect()] == [
-            (2, 2),
-            (None, None),
-        ]
-        sizes = resolve_columns(vectors, ["new", "old"], None).size_exprs
-        assert [tuple(row) for row in vectors.select(*sizes.values()).collect()] == [(2, 3), (None, None)]
+        for measured in ("least", "most"):
+            sizes = [getattr(measure, measured) for measure in columns.measures]
+            assert [tuple(row) for row in table.select(*sizes).collect()] == [(2, 2), (None, None)]
+        sizes = [measure.most for measure in resolve_columns(vectors, ["new", "old"], None).measures]
+        assert [tuple(row) for row in vectors.select(*sizes).collect()] == [(2, 3), (None, None)]
     finally:
         spark.conf.unset("spark.sql.legacy.sizeOfNull")
 
@@ -139,12 +136,12 @@ def test_sizes_of_variable_columns(spark, table, vectors, size_of_null) -> None:
 @pytest.mark.parametrize("name", ["a.b", "two words", "tick`ed"])
 def test_names_that_sql_would_misread(table, name) -> None:
     columns, _, rows = packed(table, [name, "i"], "b")
-    assert columns.feature_names == (name, "i")
+    assert [source.name for source in columns.features.items[0].sources] == [name, "i"]
     assert rows[0][0][0] in (5, 6.0, 7.0)
 
 
 def test_upper_and_lower_case_as_in_spark(spark, table) -> None:
-    assert resolve_columns(table, "DOUBLES", None).feature_names == ("doubles",)
+    assert resolve_columns(table, "DOUBLES", None).feature_name == "doubles"
     spark.conf.set("spark.sql.caseSensitive", "true")
     try:
         with pytest.raises(SchemaError, match=r"'DOUBLES'[\s\S]*hint: did you mean 'doubles'"):
@@ -165,9 +162,9 @@ def test_feature_name_is_short(spark) -> None:
         ("doublse", None, r"'doublse'[\s\S]*ints[\s\S]*hint: did you mean 'doubles'"),
         ("qqqq", None, r"'qqqq'[\s\S]*\(b, s, i[\s\S]*df.columns"),
         ("point.x", None, r"'point.x'[\s\S]*struct"),
-        ("text", None, r"'text': expected a number[\s\S]*received string[\s\S]*StringIndexer"),
+        ("text", None, r"'text': expected a number[\s\S]*received string[\s\S]*Vocabulary"),
         ("day", None, r"'day'[\s\S]*received date[\s\S]*unix_timestamp"),
-        ("nested", None, r"'nested'[\s\S]*received array<array<int>>[\s\S]*flatten"),
+        (["nested", "i"], None, r"'nested'[\s\S]*received array<array<int>>[\s\S]*flatten"),
         ("point", None, r"'point'[\s\S]*received struct<x:double>"),
         ("i", "text", r"'text'[\s\S]*received string"),
         ("i", "labl", r"'labl'"),
@@ -200,8 +197,8 @@ def test_wrong_arguments(table, features, label, expected) -> None:
 )
 def test_weights_are_floats(table, weight, value) -> None:
     columns = resolve_columns(table, ["s", "ints"], "b", weight)
-    assert columns.weight_name == columns.layout(3, None).weight_name == weight
-    assert [column._jc.toString() for column in columns.scalar_exprs] == ["s", "b", weight]
+    assert columns.weight.title == columns.layout([2]).weight.title == weight
+    assert [column._jc.toString() for column in columns.read_exprs] == ["s", "b", weight]
     chosen = table.select(*columns.packed)
     assert chosen.columns == ["row_id", "features", "label", "weight"]
     assert chosen.schema["weight"].dataType.simpleString() == "float"
@@ -221,7 +218,7 @@ def test_weights_are_floats(table, weight, value) -> None:
         ("b", "wieght", SchemaError, r"'wieght'"),
         ("b", "B", OptionError, r"weight: expected another column than the label, received 'B'"),
         ("b", 3, OptionError, r"weight: expected the name of a column, received 3"),
-        (["b"], None, OptionError, r"label: expected the name of a column, received \['b'\]"),
+        (3, None, OptionError, r"label: expected the name of a column or a list of names, received 3"),
     ],
 )
 def test_wrong_weights(table, label, weight, error, expected) -> None:

@@ -7,7 +7,8 @@ from pyspark.sql import functions as F
 
 from fatwood.errors import OptionError, SchemaError
 from fatwood.spark.columns import resolve_columns
-from fatwood.spark.validation import validation_source
+from fatwood.spark.given import Selection, feed_of
+from fatwood.spark.validation import validation_feed
 
 pytestmark = pytest.mark.spark
 
@@ -15,8 +16,8 @@ QUERY = "SELECT 1 a, array(1.0D, 2.0D) v, 1 y, 0.5D w"
 
 
 def source_of(df, validation, *, features=("a", "v"), label="y", weight="w"):
-    columns = resolve_columns(df, list(features), label, weight)
-    return validation_source(validation, columns, features=list(features), label=label, weight=weight)
+    selection = Selection(features=list(features), label=label, weight=weight)
+    return validation_feed(validation, feed_of(df, selection), selection)
 
 
 def test_no_validation_is_no_source(spark) -> None:

@@ -18,14 +18,13 @@ from fatwood.errors import OptionError, UserCodeError
 from fatwood.testing.threads import shard, train_in_threads, training_job
 from fatwood.train import AllReduce, Criterion, takes_batch
 
-LAYOUT = Layout(
-    feature_width=4,
-    feature_dtype="float32",
-    feature_name="x",
-    label_dtype="int64",
-    label_name="y",
-    weight_name="w",
-)
+NAMED = {
+    "feature_width": 4,
+    "feature_dtype": "float32",
+    "feature_name": "x",
+    "label_dtype": "int64",
+    "label_name": "y",
+}
 ROWS = 12
 
 
@@ -36,7 +35,7 @@ def network() -> nn.Module:
 
 def one_step(loss: Any, workers: int, weights: np.ndarray | None, labels: np.ndarray) -> nn.Module:
     x = np.random.default_rng(0).standard_normal((ROWS, 4)).astype(np.float32)
-    layout = LAYOUT if weights is not None else Layout(**{**vars(LAYOUT), "weight_name": None})
+    layout = Layout.of(**NAMED, weight_name=None if weights is None else "w")
     job = training_job(
         network=network(),
         loss=loss,

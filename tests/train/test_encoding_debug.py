@@ -34,7 +34,7 @@ from fatwood.train import (
 from fatwood.train.header import HEADER_BYTES
 from fatwood.train.stats import EncodingLog
 
-LAYOUT = Layout(
+LAYOUT = Layout.of(
     feature_width=4, feature_dtype="float32", feature_name="x", label_dtype="int64", label_name="y"
 )
 FIXED = GradientSharing(threshold=FixedThreshold(tau=0.02), encoding_debug=True)

@@ -17,7 +17,7 @@ from fatwood.errors import OptionError, UserCodeError
 from fatwood.testing.threads import Outcome, shard, train_in_threads, training_job
 from fatwood.train import AllReduce, GradientSharing, ParameterAveraging, Parameters, pack, unpack
 
-LAYOUT = Layout(
+LAYOUT = Layout.of(
     feature_width=4, feature_dtype="float32", feature_name="x", label_dtype="int64", label_name="y"
 )
 SGD = partial(torch.optim.SGD, lr=0.1)

@@ -29,7 +29,7 @@ from fatwood.train import (
     unpack,
 )
 
-LAYOUT = Layout(
+LAYOUT = Layout.of(
     feature_width=4, feature_dtype="float32", feature_name="x", label_dtype="int64", label_name="y"
 )
 STRATEGIES = [
@@ -260,7 +260,7 @@ def test_training_learns(strategy: Strategy) -> None:
 
 
 def test_float_labels_of_one_number_meet_outputs_of_one_column() -> None:
-    layout = Layout(
+    layout = Layout.of(
         feature_width=4, feature_dtype="float32", feature_name="x", label_dtype="float32", label_name="y"
     )
     x, _ = make_rows(12)

@@ -31,7 +31,7 @@ from fatwood.train import (
     unpack,
 )
 
-LAYOUT = Layout(
+LAYOUT = Layout.of(
     feature_width=4, feature_dtype="float32", feature_name="x", label_dtype="int64", label_name="y"
 )
 ROWS, HELD_OUT = 60, 21

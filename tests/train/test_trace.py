@@ -257,7 +257,7 @@ def test_a_reading_by_another_clock_is_left_out() -> None:
     assert len(trace.to_json()["clock"]) == 64
 
 
-LAYOUT = Layout(
+LAYOUT = Layout.of(
     feature_width=4, feature_dtype="float32", feature_name="x", label_dtype="int64", label_name="y"
 )
 

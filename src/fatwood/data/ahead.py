@@ -5,11 +5,16 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 
-from fatwood.data.batch import Batch
+import torch
+
+from fatwood.data.batch import Batch, each, mapped
 from fatwood.errors import OptionError
 
 __all__ = ["Lookahead", "Prefetched"]
+
+_PARTS = ("features", "label", "weight", "feature_mask", "label_mask")
 
 
 class Lookahead(Iterator[Batch]):
@@ -35,20 +40,35 @@ class Prefetched(Iterator[Batch]):
 
     They come in their order and unchanged. What the source raises is raised in place of the minibatch that is missing,
     after all before it. The thread ends with the source, with its first error, or with `close`; it begins to read no
-    minibatch for which there is no room.
+    minibatch for which there is no room, taking it to be as large as the largest until then.
 
     Args:
         batches: Read by the thread alone, and closed at the end.
         ahead: How many minibatches may wait, at least 1.
+        max_bytes: How many bytes of tensors may wait, at least 1; None for any number. A larger minibatch waits alone, and
+            one that turns out larger than there is room for stays with the thread, beside those that wait.
+        pin: Whether tensors are copied into page-locked memory, from where a GPU fetches them without waiting; does
+            nothing where PyTorch sees no CUDA.
+
+    Raises:
+        OptionError: A number is less than 1.
     """
 
-    def __init__(self, batches: Generator[Batch], ahead: int) -> None:
-        if ahead < 1:
-            message = f"prefetch: expected at least 1 for a thread that reads ahead, received {ahead}"
-            raise OptionError(message)
+    def __init__(
+        self, batches: Generator[Batch], ahead: int, *, max_bytes: int | None = None, pin: bool = False
+    ) -> None:
+        for what, value in (("", ahead), (" of bytes", max_bytes)):
+            if value is not None and value < 1:
+                message = (
+                    f"prefetch{what}: expected at least 1 for a thread that reads ahead, received {value}"
+                )
+                raise OptionError(message)
         self._batches = batches
         self._ahead = ahead
-        self._waiting: deque[Batch] = deque()
+        self._max_bytes = max_bytes
+        self._pin = pin and torch.cuda.is_available()
+        self._waiting: deque[tuple[Batch, int]] = deque()
+        self._bytes = 0
         self._changed = threading.Condition()
         self._error: BaseException | None = None
         self._ended = False
@@ -67,8 +87,10 @@ class Prefetched(Iterator[Batch]):
                     message, hint="one epoch is read at a time; ask for the new one's minibatches"
                 )
             if self._waiting:
+                batch, nbytes = self._waiting.popleft()
+                self._bytes -= nbytes
                 self._changed.notify_all()
-                return self._waiting.popleft()
+                return batch
             if self._error is not None:
                 raise self._error
             raise StopIteration
@@ -86,13 +108,20 @@ class Prefetched(Iterator[Batch]):
         self._error = None
 
     def _read(self) -> None:
+        largest = 0  # bytes of a minibatch until now
         try:
-            while self._has_room():
+            while self._has_room(largest):
                 batch = next(self._batches, None)
+                if batch is None:
+                    break
+                batch = _pinned(batch) if self._pin else batch
+                nbytes = _nbytes(batch)
+                largest = max(largest, nbytes)
+                if not self._has_room(nbytes):
+                    break
                 with self._changed:
-                    if batch is None or self._closed:
-                        break
-                    self._waiting.append(batch)
+                    self._waiting.append((batch, nbytes))
+                    self._bytes += nbytes
                     self._changed.notify_all()
                 del batch
         except BaseException as error:  # raised where the minibatch is asked for
@@ -103,7 +132,23 @@ class Prefetched(Iterator[Batch]):
                 self._ended = True
                 self._changed.notify_all()
 
-    def _has_room(self) -> bool:
+    def _has_room(self, nbytes: int) -> bool:
+        """Wait for room for a minibatch of that size; False when there will be none, since it is over."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._waiting) < self._ahead)
+            self._changed.wait_for(lambda: self._closed or self._fits(nbytes))
             return not self._closed
+
+    def _fits(self, nbytes: int) -> bool:
+        if not self._waiting:
+            return True
+        fits = self._max_bytes is None or self._bytes + nbytes <= self._max_bytes
+        return fits and len(self._waiting) < self._ahead
+
+
+def _nbytes(batch: Batch) -> int:
+    """What the tensors of a minibatch take."""
+    return sum(tensor.nbytes for name in _PARTS for _, tensor in each(getattr(batch, name)))
+
+
+def _pinned(batch: Batch) -> Batch:
+    return replace(batch, **{name: mapped(torch.Tensor.pin_memory, getattr(batch, name)) for name in _PARTS})

@@ -28,6 +28,7 @@ import pyarrow as pa
 
 from fatwood.data.ahead import Prefetched
 from fatwood.data.batch import Batch, Rows
+from fatwood.data.bucketing import STRETCH_MINIBATCHES, bucketed
 from fatwood.data.layout import Layout, OnBadRow
 from fatwood.data.order import Permutation, permutation_key
 from fatwood.data.spill import Spill
@@ -63,6 +64,9 @@ class PartitionData:
         keep: True keeps the rows on disk even when a single epoch 0 is announced, so that it can be read again.
         prefetch: How many minibatches a thread reads ahead; 0 reads each when it is asked for. Minibatches and their
             order are the same either way.
+        prefetch_bytes: How many bytes of them may wait.
+        bucket_by: The name of a field with steps: minibatches are made of rows of similar length. The first epoch then
+            begins when all rows have arrived.
     """
 
     def __init__(
@@ -80,6 +84,8 @@ class PartitionData:
         spill_directory: Path | str,
         keep: bool = False,
         prefetch: int = 0,
+        prefetch_bytes: int | None = None,
+        bucket_by: str | None = None,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -100,11 +106,14 @@ class PartitionData:
         self._epochs = range(first_epoch, first_epoch + epochs)
         self._shuffle = shuffle
         self._on_bad_row: OnBadRow = on_bad_row
-        self._spill = Spill(spill_directory) if keep or self._epochs != range(1) else None
+        kept = keep or self._epochs != range(1) or bucket_by is not None
+        self._spill = Spill(spill_directory) if kept else None
+        self._bucket_by = bucket_by
         self._validation = ValidationRows(
             layout, batch_size=batch_size, on_bad_row=on_bad_row, directory=spill_directory
         )
         self._prefetch = prefetch
+        self._prefetch_bytes = prefetch_bytes
         self._prefetched: Prefetched | None = None
         self._arriving: Iterator[Rows] = self._arrivals(batches)
         self._first: list[Rows] = []  # rows to train on that came when validation rows were looked for
@@ -172,7 +181,7 @@ class PartitionData:
         if start < 0:
             message = f"epoch {number}: start: expected at least 0, received {start}"
             raise OptionError(message)
-        if number == 0 and not self._streamed:
+        if number == 0 and not self._streamed and self._bucket_by is None:
             self._streamed = True
             return self._read_ahead(self._from_stream(start))
         if self._spill is None:
@@ -224,7 +233,7 @@ class PartitionData:
         self._end_reading()
         if not self._prefetch:
             return batches
-        self._prefetched = Prefetched(batches, self._prefetch)
+        self._prefetched = Prefetched(batches, self._prefetch, max_bytes=self._prefetch_bytes)
         return self._prefetched
 
     def _end_reading(self) -> None:
@@ -286,7 +295,7 @@ class PartitionData:
             start = min(skip - left_out, len(rows))
             left_out += start
             while len(rows) - start >= missing:
-                yield Batch.joined([*pending, rows.part(start, start + missing)])
+                yield self._layout.batch(Rows.joined([*pending, rows.part(start, start + missing)]))
                 start += missing
                 pending, missing = [], self._batch_size
             if start < len(rows):
@@ -294,21 +303,25 @@ class PartitionData:
                 missing -= len(rows) - start
             del rows
         if pending:
-            yield Batch.joined(pending)
+            yield self._layout.batch(Rows.joined(pending))
         _check_start(0, skip, left_out)
 
     def _from_spill(self, spill: Spill, number: int, first: int) -> Generator[Batch]:
         self._keep_rest()
         n, step = spill.rows, self._batch_size
         _check_start(number, first, n)
-        shuffled = self._shuffle and number > 0
-        order = Permutation(n, permutation_key(self._seed, self._rank, number)) if shuffled else None
+        key = permutation_key(self._seed, self._rank, number) if self._shuffle else None
+        order = Permutation(n, key) if key is not None and number > 0 else None
         block = max(1, _ORDER_BLOCK_ROWS // step) * step
-        for begin in range(first, n, block):
+        if self._bucket_by is not None:
+            block = STRETCH_MINIBATCHES * step
+        for begin in range(first - first % block, n, block):
             end = min(begin + block, n)
             indices = np.arange(begin, end, dtype=np.int64) if order is None else order[begin:end]
-            for start in range(0, len(indices), step):
-                yield Batch.of_columns(spill.take(indices[start : start + step]))
+            if self._bucket_by is not None:
+                indices = bucketed(indices, spill.lengths(self._bucket_by, indices), step, key)
+            for start in range(max(first - begin, 0), len(indices), step):
+                yield self._layout.batch_of(spill.take(indices[start : start + step]))
 
 
 def _check_start(number: int, start: int, rows: int) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -20,6 +20,7 @@ import pyarrow as pa
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from fatwood.data.batch import Array, Ragged
 from fatwood.errors import OptionError, StorageError
 
 
@@ -32,6 +33,27 @@ class _Mapped(NamedTuple):
     """(batches,) where each record batch's values begin, in numbers."""
     width: int
     """Numbers per row."""
+
+    def rows(self, batch: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[Any]:
+        """A copy of some rows, each the number of a batch and of a row in it."""
+        taken: NDArray[Any] = self.runs[self.starts[batch] + row * self.width]
+        return taken
+
+
+class _MappedSteps(NamedTuple):
+    """One column of rows with steps: where each row's begin and end, and the steps."""
+
+    offsets: _Mapped
+    steps: _Mapped
+
+    def rows(self, batch: NDArray[np.int64], row: NDArray[np.int64]) -> Ragged:
+        """A copy of some rows, each the number of a batch and of a row in it."""
+        begins = self.offsets.rows(batch, row)
+        lengths = self.offsets.rows(batch, row + 1) - begins
+        ends = np.cumsum(lengths)
+        within = np.arange(int(lengths.sum()), dtype=np.int64) - np.repeat(ends - lengths, lengths)
+        steps = self.steps.rows(np.repeat(batch, lengths), np.repeat(begins, lengths) + within)
+        return Ragged(steps, lengths)
 
 
 class Spill:
@@ -49,7 +71,7 @@ class Spill:
         self._file: IO[bytes] | None = None
         self._writer: Any = None
         self._lengths: list[int] = []
-        self._columns: dict[str, _Mapped] | None = None
+        self._columns: dict[str, _Mapped | _MappedSteps] | None = None
         self._ends = np.zeros(0, dtype=np.int64)
         self._begins = np.zeros(0, dtype=np.int64)
         self._closed = False
@@ -60,7 +82,8 @@ class Spill:
         """Write rows at the end.
 
         Args:
-            batch: Any number of rows; columns of int or float, or of fixed-size lists of them, without nulls.
+            batch: Any number of rows; columns of int or float, of fixed-size lists of them, or of large lists of either,
+                without nulls and not sliced.
 
         Raises:
             OptionError: A column has a type that cannot be kept, or a null; or `finish` was called.
@@ -89,7 +112,7 @@ class Spill:
         """
         if self._columns is not None or self._closed:
             return
-        columns: dict[str, _Mapped] = {}
+        columns: dict[str, _Mapped | _MappedSteps] = {}
         if self._file is not None:
             with self._storage("finish and map"):
                 self._writer.close()
@@ -100,14 +123,14 @@ class Spill:
         self._ends = np.cumsum(self._lengths, dtype=np.int64)
         self._begins = self._ends - np.array(self._lengths, dtype=np.int64)
 
-    def take(self, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    def take(self, indices: NDArray[np.int64]) -> dict[str, Array]:
         """Copy rows out of the file, in the order asked.
 
         Args:
             indices: (m,) row numbers in ``range(rows)``, in any order, repeats allowed.
 
         Returns:
-            By column name, (m,) or (m, width) in writable memory of their own; no columns when there are no rows.
+            By column name, (m,) or (m, width), or steps, in writable memory of their own; no columns when there are no rows.
 
         Raises:
             IndexError: An index is not in ``range(rows)``.
@@ -121,10 +144,22 @@ class Spill:
             raise IndexError(message)
         batch = np.searchsorted(self._ends, indices, side="right")
         row = indices - self._begins[batch]
-        return {
-            name: column.runs[column.starts[batch] + row * column.width]
-            for name, column in self._columns.items()
-        }
+        return {name: column.rows(batch, row) for name, column in self._columns.items()}
+
+    def lengths(self, name: str, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many steps some rows have.
+
+        Args:
+            name: Of a column of rows with steps.
+            indices: (m,) row numbers in ``range(rows)``.
+        """
+        column = {} if self._columns is None else self._columns
+        steps = column[name]
+        assert isinstance(steps, _MappedSteps)  # noqa: S101  the caller knows its columns
+        batch = np.searchsorted(self._ends, indices, side="right")
+        row = indices - self._begins[batch]
+        lengths: NDArray[np.int64] = steps.offsets.rows(batch, row + 1) - steps.offsets.rows(batch, row)
+        return lengths
 
     def close(self) -> None:
         """Give the disk space back; later calls change nothing."""
@@ -157,35 +192,47 @@ class Spill:
 
 def _check_columns(batch: pa.RecordBatch) -> None:
     for field, column in zip(batch.schema, batch.columns, strict=True):
-        values = column.flatten() if pa.types.is_fixed_size_list(field.type) else column
+        values, nulls = column, column.null_count
+        if pa.types.is_large_list(values.type):
+            values = values.flatten()
+            nulls += values.null_count
+        if pa.types.is_fixed_size_list(values.type):
+            values = values.flatten()
+            nulls += values.null_count
         plain = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
-        if not plain or column.null_count or values.null_count:
+        if not plain or nulls:
             message = (
-                f"Spill.append: column {field.name!r}: expected numbers or fixed-size lists of numbers without nulls, "
-                f"received {field.type} with {column.null_count + values.null_count} nulls"
+                f"Spill.append: column {field.name!r}: expected numbers, or lists of them, without nulls, "
+                f"received {field.type} with {nulls} nulls"
             )
             raise OptionError(message)
 
 
-def _mapped_columns(file: IO[bytes]) -> dict[str, _Mapped]:
+def _mapped_columns(file: IO[bytes]) -> dict[str, _Mapped | _MappedSteps]:
     """Map a finished IPC file and find where each column's numbers lie in each record batch."""
     content = np.asarray(np.memmap(file, dtype=np.uint8, mode="r"))
     reader = pa.ipc.open_file(pa.py_buffer(content))
     batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-    columns = {}
+    columns: dict[str, _Mapped | _MappedSteps] = {}
     for index, field in enumerate(reader.schema):
-        is_list = pa.types.is_fixed_size_list(field.type)
-        columns_of_batches = [batch.column(index) for batch in batches]
-        arrays = [
-            (column.flatten() if is_list else column).to_numpy(zero_copy_only=True)
-            for column in columns_of_batches
-        ]
-        item_bytes = arrays[0].itemsize
-        # Arrow aligns every buffer to 8 bytes or more, so the offsets are whole numbers of items.
-        starts = [(array.ctypes.data - content.ctypes.data) // item_bytes for array in arrays]
-        runs = content[: len(content) // item_bytes * item_bytes].view(arrays[0].dtype)
-        width = field.type.list_size if is_list else 1
-        columns[field.name] = _Mapped(
-            sliding_window_view(runs, width) if is_list else runs, np.array(starts, dtype=np.int64), width
-        )
+        arrays = [batch.column(index) for batch in batches]
+        if pa.types.is_large_list(field.type):
+            offsets = [array.offsets for array in arrays]
+            steps = [array.values for array in arrays]
+            columns[field.name] = _MappedSteps(_mapped(content, offsets), _mapped(content, steps))
+        else:
+            columns[field.name] = _mapped(content, arrays)
     return columns
+
+
+def _mapped(content: NDArray[np.uint8], of_batches: Sequence[Any]) -> _Mapped:
+    """One column of numbers, or of fixed-size lists of them."""
+    kind = of_batches[0].type
+    width = kind.list_size if pa.types.is_fixed_size_list(kind) else 1
+    is_list = pa.types.is_fixed_size_list(kind)
+    arrays = [(array.flatten() if is_list else array).to_numpy(zero_copy_only=True) for array in of_batches]
+    item_bytes = arrays[0].itemsize
+    # Arrow aligns every buffer to 8 bytes or more, so the offsets are whole numbers of items.
+    starts = [(array.ctypes.data - content.ctypes.data) // item_bytes for array in arrays]
+    runs = content[: len(content) // item_bytes * item_bytes].view(arrays[0].dtype)
+    return _Mapped(sliding_window_view(runs, width) if is_list else runs, np.array(starts, np.int64), width)

@@ -79,7 +79,7 @@ class ValidationRows:
         step = self._batch_size
         for start in range(0, self.rows, step):
             indices = np.arange(start, min(start + step, self.rows), dtype=np.int64)
-            yield Batch.of_columns(self._spill.take(indices))
+            yield self._layout.batch_of(self._spill.take(indices))
 
     def close(self) -> None:
         """Give the disk space back; later calls change nothing."""

@@ -36,13 +36,19 @@ from typing import NamedTuple
 from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
+from fatwood.data import ROW_BITS
 from fatwood.errors import DataError, OptionError, SchemaError
 from fatwood.spark.columns import ROW_ID, Columns
 
-__all__ = ["ROW_BITS", "Inspection", "Source", "balanced", "inspect"]
-
-ROW_BITS = 33
-"""monotonically_increasing_id keeps the row's number in the low 33 bits, the partition above them."""
+__all__ = [
+    "Inspection",
+    "Source",
+    "balanced",
+    "dealt",
+    "inspect",
+    "partition_key",
+    "row_index",
+]
 
 _TITLES = ("the DataFrame", "the validation DataFrame")
 
@@ -60,10 +66,8 @@ class Inspection:
 
     partition_rows: tuple[int, ...]
     """Rows of each partition of the user's frame, by partition id."""
-    feature_width: int
-    """Numbers in the assembled features of one row."""
-    label_width: int | None
-    """Numbers in one label; None where the label is a single number, or where there is none."""
+    sizes: tuple[int, ...]
+    """The one length of each of the columns' measures, in their order."""
     validation_partition_rows: tuple[int, ...] = ()
     """Rows of each partition of the validation DataFrame; empty where there is none."""
 
@@ -91,13 +95,13 @@ def inspect(df: DataFrame, columns: Columns, validation: Source | None = None) -
         SchemaError: The arrays of a column are empty or of more than one length, or of another in the second frame.
     """
     sources = [Source(df, columns)] if validation is None else [Source(df, columns), validation]
-    lengths = range(len(columns.size_exprs))
+    lengths = range(len(columns.measures))
     measured = reduce(DataFrame.union, (_measured(*source, frame) for frame, source in enumerate(sources)))
     found = measured.groupBy("frame", "partition").agg(
         F.count(F.lit(1)).alias("rows"),
         F.max("touched"),
-        *(F.min(f"size_{i}").alias(f"min_{i}") for i in lengths),
-        *(F.max(f"size_{i}").alias(f"max_{i}") for i in lengths),
+        *(F.min(f"least_{i}").alias(f"min_{i}") for i in lengths),
+        *(F.max(f"most_{i}").alias(f"max_{i}") for i in lengths),
     )
     partitions: list[dict[int, Row]] = [{} for _ in sources]
     for row in found.collect():
@@ -106,27 +110,26 @@ def inspect(df: DataFrame, columns: Columns, validation: Source | None = None) -
         if not rows:
             message = f"{title}: expected at least one row, received none"
             raise DataError(message, hint="check the path it was read from and its filters")
-    widths = {
-        name: _width(name, i, [list(rows.values()) for rows in partitions])
-        for i, name in enumerate(columns.size_exprs)
-    }
-    label_width = None if columns.label_name is None else widths.pop(columns.label_name, None)
-    scalars = len(columns.feature_names) - len(widths)
+    sizes = tuple(
+        _size(measure.title, i, [list(rows.values()) for rows in partitions])
+        for i, measure in enumerate(columns.measures)
+    )
     counts = [_counts(rows) for rows in partitions]
     return Inspection(
         partition_rows=counts[0],
-        feature_width=scalars + sum(widths.values()),
-        label_width=label_width,
+        sizes=sizes,
         validation_partition_rows=() if validation is None else counts[1],
     )
 
 
 def _measured(df: DataFrame, columns: Columns, frame: int) -> DataFrame:
     """A row for each of `df`: which frame and partition it is of, and how long its arrays are."""
-    lengths = [size.alias(f"size_{i}") for i, size in enumerate(columns.size_exprs.values())]
+    lengths = []
+    for i, measure in enumerate(columns.measures):
+        lengths += [measure.least.alias(f"least_{i}"), measure.most.alias(f"most_{i}")]
     # Every column that training reads is read here too: with fewer columns the shuffles inside the user's plan
     # would carry fewer bytes, adaptive execution could cut them into other partitions, and the counts not fit.
-    touched = F.xxhash64(F.lit(0), *columns.scalar_exprs).alias("touched")
+    touched = F.xxhash64(F.lit(0), *columns.read_exprs).alias("touched")
     where = F.lit(frame).alias("frame"), F.spark_partition_id().alias("partition")
     return df.select(*where, touched, *lengths)
 
@@ -135,16 +138,16 @@ def _counts(rows: Mapping[int, Row]) -> tuple[int, ...]:
     return tuple(rows[p]["rows"] if p in rows else 0 for p in range(max(rows) + 1))
 
 
-def _width(name: str, i: int, frames: Sequence[Sequence[Row]]) -> int:
+def _size(name: str, i: int, frames: Sequence[Sequence[Row]]) -> int:
     """The one length of column `name`, which is the `i`-th of the measured ones, in all frames."""
-    widths = [_width_in(name, i, rows, title) for title, rows in zip(_TITLES, frames, strict=False)]
-    if len(set(widths)) > 1:
-        message = f"column {name!r}: expected arrays of {widths[0]} numbers in {_TITLES[1]} as in {_TITLES[0]}, received {widths[1]}"
+    sizes = [_size_in(name, i, rows, title) for title, rows in zip(_TITLES, frames, strict=False)]
+    if len(set(sizes)) > 1:
+        message = f"column {name!r}: expected arrays of {sizes[0]} numbers in {_TITLES[1]} as in {_TITLES[0]}, received {sizes[1]}"
         raise SchemaError(message, hint="compute the column in the same way in both")
-    return widths[0]
+    return sizes[0]
 
 
-def _width_in(name: str, i: int, rows: Sequence[Row], title: str) -> int:
+def _size_in(name: str, i: int, rows: Sequence[Row], title: str) -> int:
     where = f"column {name!r}" if title == _TITLES[0] else f"{title}, column {name!r}"
     known = [row for row in rows if row[f"min_{i}"] is not None]
     if not known:
@@ -155,7 +158,7 @@ def _width_in(name: str, i: int, rows: Sequence[Row], title: str) -> int:
         message = f"{where}: expected arrays of one length, received lengths from {least} to {most}"
         raise SchemaError(
             message,
-            hint=f"pad or cut them, or keep those of one length: df.filter(F.size({name!r}) == {most})",
+            hint=f"SequenceColumn({name!r}) takes any length; or keep those of one: df.filter(F.size({name!r}) == {most})",
         )
     if most == 0:
         message = f"{where}: expected arrays of at least one number, received empty ones"
@@ -200,23 +203,32 @@ def balanced(
         message = f"seed: expected a 64-bit signed integer, received {seed}"
         raise OptionError(message)
     row_id = F.col(ROW_ID)
-    rows, index, place = df.select(*columns.packed), _index(row_id, inspection.partition_rows), row_id
+    rows, index, place = df.select(*columns.packed), row_index(row_id, inspection.partition_rows), row_id
     if validation is not None:
         rows = rows.union(validation.df.select(*validation.columns.packed_to_validate))
         there = F.bitwise_not(row_id)
         place = F.when(row_id < 0, there).otherwise(row_id)
-        index = F.when(row_id < 0, _index(there, inspection.validation_partition_rows)).otherwise(index)
-    turn = F.xxhash64(index - index % workers, F.lit(seed).cast("bigint")) if shuffle else F.lit(0)
-    worker = F.pmod(index % workers + F.pmod(turn, F.lit(workers)), F.lit(workers)).cast("int")
-    key = F.get(_literal(_keys(df.sparkSession, workers)), worker)
+        index = F.when(row_id < 0, row_index(there, inspection.validation_partition_rows)).otherwise(index)
+    key = partition_key(df.sparkSession, dealt(index, workers, seed=seed, shuffle=shuffle), workers)
     order = [F.xxhash64(index, F.lit(seed).cast("bigint")), place] if shuffle else [place]
     if validation is not None:
         order.insert(0, row_id >= 0)
     return rows.repartition(workers, key).sortWithinPartitions(*order)
 
 
-def _index(row_id: Column, partition_rows: Sequence[int]) -> Column:
-    """The number of a row over its whole frame."""
+def dealt(index: Column, workers: int, *, seed: int, shuffle: bool) -> Column:
+    """Which of `workers` gets the row of an index over the whole frame, so that shares differ by at most one row."""
+    turn = F.xxhash64(index - index % workers, F.lit(seed).cast("bigint")) if shuffle else F.lit(0)
+    return F.pmod(index % workers + F.pmod(turn, F.lit(workers)), F.lit(workers)).cast("int")
+
+
+def partition_key(spark: SparkSession, partition: Column, partitions: int) -> Column:
+    """What to hand to ``repartition(partitions, key)`` so that a row lands in the partition of this number."""
+    return F.get(_literal(_keys(spark, partitions)), partition)
+
+
+def row_index(row_id: Column, partition_rows: Sequence[int]) -> Column:
+    """The number of a row over its whole frame, from its id and the rows of each partition."""
     partition, row = F.shiftright(row_id, ROW_BITS), row_id.bitwiseAND(2**ROW_BITS - 1)
     # get() answers null for a partition that was not there when rows were counted.
     offsets = list(accumulate(partition_rows, initial=0))

@@ -1,97 +1,113 @@
-"""Which columns of a DataFrame are trained on, and how a row is packed for its journey to Python.
+"""Which columns of a DataFrame are trained on.
 
-Everything here is read from the schema, so a wrong name or type is an error before any job starts. All feature
-columns of a row are assembled into one array while the row is still in the plan: a row then crosses to Python
-once, as one Arrow list, whatever the number of columns.
-
-============================  =======================================  ================
-column                        accepted                                 becomes
-============================  =======================================  ================
-features, all of integers     integer, array of integers               array<bigint>
-features, otherwise           number, boolean, array of them, vector   array<float>
-label                         integer, boolean                         bigint
-label                         float, double, decimal                   float
-label                         array of numbers or booleans, vector     array<float>
-weight                        number, boolean                          float
-============================  =======================================  ================
-
-A vector is a ``VectorUDT`` of pyspark.ml or pyspark.mllib. Nulls stay nulls: a null number is a null element
-of the array, a null array or vector makes the whole assembled array null.
+Everything here is read from the schema, so a wrong name or type is an error before any job starts. What can be said of a
+column is in :mod:`fatwood.data.inputs`; how it crosses to Python in :mod:`fatwood.spark.packing`.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from pyspark.ml.functions import vector_to_array
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
     ArrayType,
+    BinaryType,
     BooleanType,
     DataType,
     DateType,
-    FloatType,
     IntegralType,
-    NumericType,
+    NullType,
     StringType,
     StructField,
     TimestampType,
-    UserDefinedType,
 )
 
-from fatwood.data import Layout
+from fatwood.data import Decoder, Field, Group, Layout, image_decoder
+from fatwood.data.fields import Form
+from fatwood.data.inputs import (
+    ColumnSpec,
+    DecodedColumn,
+    DenseColumn,
+    ImageColumn,
+    InputSpec,
+    read_specs,
+)
 from fatwood.errors import OptionError, SchemaError
+from fatwood.spark.packing import (
+    Measure,
+    Packed,
+    Source,
+    named_column,
+    pack_as_it_is,
+    pack_numbers,
+    pack_steps,
+)
 
 __all__ = [
-    "FEATURES",
-    "LABEL",
     "ROW_ID",
-    "WEIGHT",
     "Columns",
+    "PackedGroup",
+    "columns_of_fields",
     "find_field",
     "named_column",
     "resolve_columns",
 ]
 
-ROW_ID, FEATURES, LABEL, WEIGHT = "row_id", "features", "label", "weight"
-"""The columns that cross to Python."""
+ROW_ID = "row_id"
+"""The column of row ids that crosses to Python beside the fields."""
 
-_ACCEPTED = "a number, a boolean, an array of numbers or booleans, or a vector of pyspark.ml"
+_ACCEPTED = "a number, a boolean, an array of numbers or booleans, bytes, or a vector of pyspark.ml"
 _NAMES_SHOWN = 20
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedGroup:
+    """The features, or the labels."""
+
+    form: Form
+    items: tuple[Packed, ...]
+
+    def group(self, sizes: Iterator[int]) -> Group:
+        """The fields, given what was measured, in order."""
+        fields = tuple(item.field([next(sizes) for _ in item.measures]) for item in self.items)
+        return Group(form=self.form, fields=fields)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Columns:
     """The columns of one training or evaluation, as expressions over the user's DataFrame.
 
-    The widths are not known from a schema; `fatwood.spark.balance.inspect` measures them.
+    Lengths of arrays are not known from a schema; `fatwood.spark.balance.inspect` measures them.
     """
 
-    features_expr: Column
-    """array<float> or array<bigint>, every feature column side by side; no alias."""
-    features_dtype: Literal["float32", "int64"]
-    """What the elements of the features are in Arrow and torch."""
-    feature_names: tuple[str, ...]
-    """The feature columns in their order."""
-    label_expr: Column | None
-    """bigint, float or array<float>; None when there is no label; no alias."""
-    label_dtype: Literal["int64", "float32"] | None
-    """What a label, or an element of it, is in Arrow and torch."""
-    label_name: str | None
-    """The label column."""
-    weight_expr: Column | None
-    """float; None when there are no sample weights; no alias."""
-    weight_name: str | None
-    """The column of sample weights."""
-    size_exprs: Mapping[str, Column]
-    """By name of each variable-length column (arrays and vectors, the label included): its length, or null."""
-    scalar_exprs: tuple[Column, ...]
-    """The columns of one value a row, as they are."""
+    features: PackedGroup
+    label: PackedGroup | None
+    weight: Packed | None
+
+    @property
+    def items(self) -> tuple[Packed, ...]:
+        """Features, labels and weight, one after another."""
+        label = () if self.label is None else self.label.items
+        return (*self.features.items, *label, *(() if self.weight is None else (self.weight,)))
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Of all of them."""
+        return tuple(measure for item in self.items for measure in item.measures)
+
+    @property
+    def read_exprs(self) -> tuple[Column, ...]:
+        """Every column of the user's that is not measured, as it is."""
+        return tuple(
+            source.column
+            for item in self.items
+            for source in item.sources
+            if not item.measures or not (source.depth or item.dtype == "uint8")
+        )
 
     @property
     def packed(self) -> list[Column]:
@@ -104,102 +120,163 @@ class Columns:
         return self._packed(F.bitwise_not(F.monotonically_increasing_id()))
 
     def _packed(self, row_id: Column) -> list[Column]:
-        further = ((self.label_expr, LABEL), (self.weight_expr, WEIGHT))
-        packed = [row_id.alias(ROW_ID), self.features_expr.alias(FEATURES)]
-        return packed + [column.alias(name) for column, name in further if column is not None]
+        return [row_id.alias(ROW_ID), *(item.expr.alias(item.name) for item in self.items)]
 
-    def layout(self, feature_width: int, label_width: int | None) -> Layout:
-        """How the packed rows look in Arrow, given their widths."""
+    def layout(self, sizes: Sequence[int]) -> Layout:
+        """How the packed rows look in Arrow.
+
+        Args:
+            sizes: What was measured, one for each of :attr:`measures`.
+
+        Raises:
+            SchemaError: They do not fit a shape that the caller wrote.
+        """
+        left = iter(sizes)
         return Layout(
-            feature_width=feature_width,
-            feature_dtype=self.features_dtype,
-            feature_name=self.feature_name,
-            label_dtype=self.label_dtype,
-            label_width=label_width,
-            label_name=self.label_name,
-            weight_name=self.weight_name,
+            features=self.features.group(left),
+            label=None if self.label is None else self.label.group(left),
+            weight=None if self.weight is None else self.weight.field(()),
+            decoders=self.decoders,
         )
 
     @property
+    def decoders(self) -> dict[str, Decoder]:
+        """By the names of their fields."""
+        return {item.name: item.decoder for item in self.items if item.decoder is not None}
+
+    @property
     def feature_name(self) -> str:
-        """The feature columns in few words, for messages: ``pixels`` or ``age, height, 98 more``."""
-        first, rest = self.feature_names[:3], len(self.feature_names) - 3
-        return ", ".join(first) + (f", {rest} more" if rest > 0 else "")
+        """The feature columns in few words, for messages."""
+        return "; ".join(item.title for item in self.features.items)
+
+
+def columns_of_fields(features: Group, label: Group | None, weight: Field | None) -> Columns:
+    """The columns of a frame that has a column for each field, of its name.
+
+    Args:
+        features: What the network is called with.
+        label: What its outputs are compared with.
+        weight: The sample weights.
+    """
+
+    def packed(field: Field) -> Packed:
+        column = named_column(StructField(field.name, NullType()))
+        source = Source(name=field.name, column=column, kind=NullType())
+        return Packed(name=field.name, sources=(source,), expr=column, dtype=field.dtype, known=field)
+
+    def group(of: Group) -> PackedGroup:
+        return PackedGroup(form=of.form, items=tuple(packed(field) for field in of.fields))
+
+    return Columns(
+        features=group(features),
+        label=None if label is None else group(label),
+        weight=None if weight is None else packed(weight),
+    )
 
 
 def resolve_columns(
-    df: DataFrame, features: str | Sequence[str], label: str | None, weight: str | None = None
+    df: DataFrame,
+    features: InputSpec,
+    label: InputSpec | None,
+    weight: str | None = None,
+    *,
+    text: Collection[str] = (),
 ) -> Columns:
     """Finds the columns in the schema of `df` and checks their types; runs no job.
 
     Args:
         df: The user's DataFrame.
-        features: One column, or several that are assembled side by side in this order.
-        label: The label column, or None.
+        features: What :func:`fatwood.data.inputs.read_specs` understands.
+        label: Likewise, or None.
         weight: The column of sample weights, or None.
+        text: Names of the fields that have preprocessing which takes text.
 
     Returns:
         The columns as expressions for `df.select`.
 
     Raises:
-        OptionError: `features` is empty, no name or list of names, repeats a column or holds the label; or label or
-            weight is no name, or both are the same.
+        OptionError: What is written as features or label says nothing, repeats a column, or a label is among the features;
+            weight is no name, or is the label.
         SchemaError: A column is missing, ambiguous or of a type that cannot be trained on.
     """
-    for argument, value in (("label", label), ("weight", weight)):
-        if value is not None and not isinstance(value, str):
-            message = f"{argument}: expected the name of a column, received {value!r}"
-            raise OptionError(
-                message, hint="name an existing column; derive a new one with df.withColumn first"
-            )
-    inputs = [_find(df, name) for name in _feature_list(features)]
-    names = tuple(source.name for source in inputs)
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    if weight is not None and not isinstance(weight, str):
+        message = f"weight: expected the name of a column, received {weight!r}"
+        raise OptionError(message, hint="name an existing column; derive a new one with df.withColumn first")
+    inputs = _group(df, "features", features, text)
+    target = None if label is None else _group(df, "label", label, text)
+    names = {source.name for item in inputs.items for source in item.sources}
+    for item in () if target is None else target.items:
+        for source in item.sources:
+            if source.name in names:
+                message = f"label: expected a column that is not among the features, received {source.name!r}"
+                raise OptionError(message, hint="a network that is given its label learns nothing else")
+    scale = None if weight is None else _weight(df, weight, target)
+    return Columns(features=inputs, label=target, weight=scale)
+
+
+def _group(df: DataFrame, argument: str, given: InputSpec, text: Collection[str]) -> PackedGroup:
+    read = read_specs(argument, given)
+    items = tuple(_packed(df, name, spec, is_text=name in text) for name, spec in read.specs)
+    return PackedGroup(form=read.form, items=items)
+
+
+def _packed(df: DataFrame, name: str, spec: ColumnSpec, *, is_text: bool) -> Packed:
+    if isinstance(spec, DenseColumn):
+        return _dense(df, name, spec, is_text=is_text)
+    source = Source.of(find_field(df, spec.column))
+    if isinstance(spec, ImageColumn):
+        _require(source, isinstance(source.kind, BinaryType), "bytes of encoded images")
+        shape = (spec.channels, *spec.size)
+        decoder = image_decoder(spec.size, spec.channels)
+        return pack_as_it_is(
+            name, source, dtype="uint8", shape=shape, steps=False, divisor=255.0, decoder=decoder
+        )
+    if isinstance(spec, DecodedColumn):
+        decoder = Decoder(spec.function)
+        return pack_as_it_is(
+            name, source, dtype=spec.dtype, shape=spec.shape, steps=spec.steps, decoder=decoder
+        )
+    if is_text and source.text:
+        _require(source, source.depth == 1, "an array of text")
+        return pack_as_it_is(name, source, dtype="int64", shape=None, steps=True)
+    _require(source, source.depth > 0 and source.numeric, "an array of numbers, or of arrays of them")
+    return pack_steps(name, source, dtype=spec.dtype)
+
+
+def _dense(df: DataFrame, name: str, spec: DenseColumn, *, is_text: bool) -> Packed:
+    names = [spec.columns] if isinstance(spec.columns, str) else spec.columns
+    sources = [Source.of(find_field(df, column)) for column in names]
+    found = [source.name for source in sources]
+    repeated = sorted({column for column in found if found.count(column) > 1})
     if repeated:
         message = (
-            f"features: expected every column once, received {', '.join(map(repr, repeated))} more than once"
+            f"{name}: expected every column once, received {', '.join(map(repr, repeated))} more than once"
         )
         raise OptionError(message, hint="remove the repetition")
-    target = None if label is None else _find(df, label)
-    if target is not None and target.name in names:
-        message = f"label: expected a column that is not among the features, received {target.name!r}"
-        raise OptionError(message, hint="a network that is given its label learns nothing else")
-    scale = None if weight is None else _weight(df, weight, target)
-    every = [source for source in (*inputs, target, scale) if source is not None]
-    integral = all(isinstance(source.element, IntegralType) for source in inputs)
-    return Columns(
-        features_expr=_assemble(inputs, "bigint" if integral else "float"),
-        features_dtype="int64" if integral else "float32",
-        feature_names=names,
-        label_expr=None if target is None else _label(target),
-        label_dtype=None if target is None else _label_dtype(target),
-        label_name=None if target is None else target.name,
-        weight_expr=None if scale is None else scale.column.cast("float"),
-        weight_name=None if scale is None else scale.name,
-        size_exprs={source.name: _size(source) for source in every if not source.scalar},
-        scalar_exprs=tuple(source.column for source in every if source.scalar),
+    if len(sources) == 1 and isinstance(sources[0].kind, BinaryType):
+        return pack_numbers(name, sources, dtype=None, shape=spec.shape, divisor=spec.divisor)
+    if is_text and len(sources) == 1 and sources[0].text and sources[0].depth < 2:
+        return pack_as_it_is(name, sources[0], dtype="int64", shape=None, steps=False)
+    for source in sources:
+        if not source.numeric or (source.depth > 1 and len(sources) > 1):
+            raise _unusable(df, source, is_text=is_text)
+    is_label = name.partition("/")[0] == "label"
+    dtype = spec.dtype or (_label_dtype(sources) if is_label else None)
+    written = isinstance(spec.columns, str)  # a list of one name is an array of one number
+    return pack_numbers(
+        name, sources, dtype=dtype, shape=spec.shape, divisor=spec.divisor, alone=is_label and written
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Input:
-    """One accepted column: `column` holds numbers or booleans, or arrays of them, where `scalar` is False."""
-
-    name: str
-    column: Column
-    element: DataType
-    scalar: bool
+def _label_dtype(sources: Sequence[Source]) -> Literal["float32", "int64"]:
+    classes = len(sources) == 1 and isinstance(sources[0].kind, IntegralType | BooleanType)
+    return "int64" if classes else "float32"
 
 
-def _feature_list(features: object) -> list[str]:
-    names = [features] if isinstance(features, str) else features
-    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        message = f"features: expected the name of a column or a list of names, received {features!r}"
-        raise OptionError(message, hint="name existing columns; derive new ones with df.withColumn first")
-    if not names:
-        message = "features: expected at least one column, received an empty list"
-        raise OptionError(message, hint="name the column or columns that the network is given")
-    return list(names)
+def _require(source: Source, is_so: bool, expected: str) -> None:  # noqa: FBT001
+    if not is_so:
+        message = f"column {source.name!r}: expected {expected}, received {source.kind.simpleString()}"
+        raise SchemaError(message)
 
 
 def find_field(df: DataFrame, name: str) -> StructField:
@@ -218,35 +295,20 @@ def find_field(df: DataFrame, name: str) -> StructField:
     return found[0]
 
 
-def named_column(field: StructField) -> Column:
-    """The column of a field, whatever characters its name has."""
-    return F.col("`" + field.name.replace("`", "``") + "`")
-
-
-def _find(df: DataFrame, name: str) -> _Input:
-    """The column called `name`, its type checked."""
-    field = find_field(df, name)
-    kind, column = field.dataType, named_column(field)
-    if isinstance(kind, UserDefinedType) and type(kind).__name__ == "VectorUDT":
-        return _Input(field.name, _dense(column), FloatType(), scalar=False)
-    scalar = not isinstance(kind, ArrayType)
-    element = kind.elementType if isinstance(kind, ArrayType) else kind
-    if not isinstance(element, NumericType | BooleanType):
-        raise _unusable(field)
-    return _Input(field.name, column, element, scalar=scalar)
-
-
-def _weight(df: DataFrame, name: str, target: _Input | None) -> _Input:
-    """The column of sample weights, found to be one number a row and not the label."""
-    found = _find(df, name)
-    if not found.scalar:
-        kind = find_field(df, name).dataType.simpleString()
-        message = f"column {found.name!r}: expected a number as weight, received {kind}"
+def _weight(df: DataFrame, name: str, target: PackedGroup | None) -> Packed:
+    """The column of sample weights, found to be one number a row and no label."""
+    source = Source.of(find_field(df, name))
+    if source.depth or not source.numeric:
+        message = (
+            f"column {source.name!r}: expected a number as weight, received {source.kind.simpleString()}"
+        )
         raise SchemaError(message, hint="a weight is one number for each row, at least 0")
-    if target is not None and target.name == found.name:
+    labels = [of.name for item in (() if target is None else target.items) for of in item.sources]
+    if source.name in labels:
         message = f"weight: expected another column than the label, received {name!r}"
         raise OptionError(message, hint="name the column that says how much each row counts")
-    return found
+    packed = pack_numbers("weight", [source], dtype="float32", shape=None, alone=True)
+    return replace(packed, least=0.0)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -267,46 +329,18 @@ def _unknown(df: DataFrame, name: str) -> SchemaError:
     return SchemaError(message, hint=hint)
 
 
-def _unusable(field: StructField) -> SchemaError:
-    kind, name = field.dataType, field.name
-    if isinstance(kind, StringType):
-        hint = f"convert it, e.g. F.col({name!r}).cast('float'), or index it with pyspark.ml.feature.StringIndexer"
+def _unusable(df: DataFrame, source: Source, *, is_text: bool) -> SchemaError:
+    name = source.name
+    kind: DataType = find_field(df, name).dataType
+    if source.text and is_text:
+        hint = "text is a tensor of its own: name this column alone, by position or by name"
+    elif isinstance(kind, StringType):
+        hint = f"give it a Vocabulary or OneHot as preprocessing, convert it (F.col({name!r}).cast('float')), or use DecodedColumn({name!r}, function)"
     elif isinstance(kind, DateType | TimestampType):
         hint = f"convert it to a number, e.g. F.unix_timestamp({name!r})"
-    elif isinstance(kind, ArrayType) and isinstance(kind.elementType, ArrayType):
-        hint = f"make it one array, e.g. F.flatten({name!r}); the network can reshape it"
+    elif isinstance(kind, ArrayType) and isinstance(kind.elementType, ArrayType) and source.numeric:
+        hint = f"make it one array, e.g. F.flatten({name!r}), or a tensor of its own"
     else:
-        hint = "compute columns of numbers from it first"
+        hint = "compute columns of numbers from it first, or use DecodedColumn with a function"
     message = f"column {name!r}: expected {_ACCEPTED}, received {kind.simpleString()}"
     return SchemaError(message, hint=hint)
-
-
-def _dense(vector: Column) -> Column:
-    """A vector column as array<float>; null stays null, where vector_to_array alone would fail the job."""
-    return F.when(vector.isNotNull(), vector_to_array(vector, "float32"))
-
-
-def _assemble(inputs: Sequence[_Input], element: str) -> Column:
-    """All inputs side by side in one array<element>, as VectorAssembler does."""
-    parts: list[Column] = []
-    for scalar, run in groupby(inputs, key=lambda source: source.scalar):
-        if scalar:
-            parts.append(F.array(*(source.column.cast(element) for source in run)))
-        else:
-            parts.extend(source.column.cast(f"array<{element}>") for source in run)
-    return parts[0] if len(parts) == 1 else F.concat(*parts)
-
-
-def _label(target: _Input) -> Column:
-    kind = {"int64": "bigint", "float32": "float"}[_label_dtype(target)]
-    return target.column.cast(kind if target.scalar else f"array<{kind}>")
-
-
-def _label_dtype(target: _Input) -> Literal["int64", "float32"]:
-    classes = target.scalar and isinstance(target.element, IntegralType | BooleanType)
-    return "int64" if classes else "float32"
-
-
-def _size(source: _Input) -> Column:
-    # size(null) is -1 or null depending on the session's settings.
-    return F.when(source.column.isNotNull(), F.size(source.column))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pyspark.sql import DataFrame
-
+from fatwood.data.preprocessing import Transform
 from fatwood.errors import ClusterError, ProtocolError
 from fatwood.spark.checkpointing import CheckpointWriter
 from fatwood.spark.job import run_training
@@ -41,37 +41,39 @@ class FitOutcome:
     """Trained parameters and buffers of the network."""
     state: FitState
     fit: Fit
+    transforms: Mapping[str, Transform]
+    """Preprocessing, fitted."""
 
 
 def fit_and_keep(
-    df: DataFrame, job: TrainingJob, options: FitOptions, *, run: RunState, callbacks: Callbacks
-) -> tuple[Fit, RunState]:
-    """Train on a DataFrame, and give the job's network what came of it.
+    data: object, job: TrainingJob, options: FitOptions, *, run: RunState, callbacks: Callbacks
+) -> tuple[Fit, RunState, Mapping[str, Transform]]:
+    """Train on some data, and give the job's network what came of it.
 
     Args:
-        df: The rows.
+        data: The rows.
         job: What to train; its network is changed after success only.
         options: How.
         run: What the last fit left.
         callbacks: Told of everything but the end.
 
     Returns:
-        The fit, and what the next one needs.
+        The fit, what the next one needs, and the fitted preprocessing.
     """
     before = None if options.resume_from is not None else run.state_for(job.strategy)
     directory = Path(tempfile.mkdtemp(prefix="fatwood-run-"))
     try:
-        outcome = fit(df, job, options, directory=directory, before=before, callbacks=callbacks)
+        outcome = fit(data, job, options, directory=directory, before=before, callbacks=callbacks)
         job.network.load_state_dict(outcome.state_dict)
     except BaseException as error:
         shutil.rmtree(directory, ignore_errors=True)
         callbacks.error(error)
         raise
-    return outcome.fit, RunState(outcome.state, job.strategy, directory)
+    return outcome.fit, RunState(outcome.state, job.strategy, directory), outcome.transforms
 
 
 def fit(
-    df: DataFrame,
+    data: object,
     job: TrainingJob,
     options: FitOptions,
     *,
@@ -79,10 +81,10 @@ def fit(
     before: FitState | None,
     callbacks: Callbacks,
 ) -> FitOutcome:
-    """Train on a DataFrame.
+    """Train on some data.
 
     Args:
-        df: The rows; it is read twice, once to count and once to train.
+        data: The rows, of any form; they are read twice, once to count and once to train.
         job: What to train.
         options: How.
         directory: An empty local directory for what comes back.
@@ -90,18 +92,18 @@ def fit(
         callbacks: Told of everything but the end, or an error.
     """
     start = time.perf_counter()
-    plan = plan_fit(df, job, options, directory=directory, before=before)
+    plan = plan_fit(data, job, options, directory=directory, before=before)
     callbacks.start(plan.info(job.network))
     with ExitStack() as stack:
         policy = options.elasticity.checkpoints
         writer = None if policy is None else stack.enter_context(CheckpointWriter(policy, plan.about))
-        result = run_training(plan.rows, plan.order, plan.options, callbacks.tell, writer)
+        result = run_training(plan.frame, plan.order, plan.options, callbacks.tell, writer)
         state_dict, ledger = _read_shared(result)
         callbacks.tell(ledger.validations, ledger.records)  # the last report on the way was not quite the end
     stats = _stats(
         result,
         ledger,
-        rows_expected=_rows_expected(ledger, plan.inspection.rows),
+        rows_expected=_rows_expected(ledger, plan.rows),
         parameters=plan.parameters,
         seconds=time.perf_counter() - start,
         checkpoints=0 if writer is None else writer.written,
@@ -115,7 +117,7 @@ def fit(
         stopped=ledger.stopped,
     )
     state = FitState(workers=plan.workers, epochs=ledger.epoch, states=result.states)
-    return FitOutcome(state_dict=state_dict, state=state, fit=fitted)
+    return FitOutcome(state_dict=state_dict, state=state, fit=fitted, transforms=plan.layout.transforms)
 
 
 def _read_shared(result: TrainingResult) -> tuple[dict[str, Any], Ledger]:

@@ -6,25 +6,28 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pyspark.sql import DataFrame, SparkSession
 
 from fatwood.codec import trainable_parameters
+from fatwood.data import Layout
+from fatwood.data.inputs import InputSpec, read_specs
+from fatwood.data.preprocessing import Transform
 from fatwood.errors import OptionError
 from fatwood.exchange import Identity, new_identity
-from fatwood.spark.balance import Inspection, balanced, inspect
 from fatwood.spark.checkpointing import Resumed, require_usable, resume
-from fatwood.spark.columns import Columns, resolve_columns
 from fatwood.spark.elasticity import Elasticity
-from fatwood.spark.failures import spark_errors
+from fatwood.spark.given import Selection, feed_of, texts_of
 from fatwood.spark.job import JobOptions
-from fatwood.spark.session import require_slots, require_spark
+from fatwood.spark.preprocessing import fit_transforms
+from fatwood.spark.session import require_slots
 from fatwood.spark.shipping import ship
+from fatwood.spark.staying import Repartition
 from fatwood.spark.task import TaskOrder
-from fatwood.spark.validation import validation_source
+from fatwood.spark.validation import validation_feed
 from fatwood.train import (
-    LossFunction,
+    AnyLoss,
     Recipe,
     Rendezvous,
     RunInfo,
@@ -32,6 +35,7 @@ from fatwood.train import (
     WorkOrder,
     checked_time_source,
     json_value,
+    require_labels,
     takes_batch,
 )
 
@@ -56,16 +60,22 @@ class FitState:
 class FitOptions:
     """What :meth:`fatwood.SparkModel.fit` is told beside what is trained."""
 
-    features: str | Sequence[str]
-    """Column or columns, assembled side by side."""
-    label: str | None
-    """Column, or ``None`` for a loss that is called with the whole minibatch."""
+    features: InputSpec | None
+    """What the network is called with; see :mod:`fatwood.data.inputs`."""
+    label: InputSpec | None
+    """Likewise, or ``None`` for a loss that is called with the whole minibatch."""
     weight: str | None
     """Column of sample weights."""
-    validation: DataFrame | None
-    """A frame of the same columns, whose rows the workers validate on; counted and shuffled with the rows to train."""
+    transforms: Mapping[str, Transform]
+    """Preprocessing, by the names of fields; fitted or not."""
+    validation: Any
+    """Data of the same form and columns, whose rows the workers validate on."""
     prefetch: int
     """Minibatches that each worker reads ahead."""
+    prefetch_bytes: int
+    """The most bytes of them that wait."""
+    repartition: Repartition
+    """Whether rows are dealt out anew."""
     time_source: str
     """By which clock the times of the statistics are told."""
     workers: int | None
@@ -81,6 +91,16 @@ class FitOptions:
         if not isinstance(self.prefetch, int) or isinstance(self.prefetch, bool) or self.prefetch < 0:
             text = f"prefetch: expected a whole number of at least 0, received {self.prefetch!r}"
             raise OptionError(text, hint="0 reads each minibatch when it is trained")
+        if (
+            not isinstance(self.prefetch_bytes, int)
+            or isinstance(self.prefetch_bytes, bool)
+            or self.prefetch_bytes < 1
+        ):
+            text = f"prefetch_bytes: expected a whole number of at least 1, received {self.prefetch_bytes!r}"
+            raise OptionError(text)
+        if self.repartition not in get_args(Repartition):
+            text = f"repartition: expected one of {', '.join(map(repr, get_args(Repartition)))}, received {self.repartition!r}"
+            raise OptionError(text)
         checked_time_source(self.time_source)
 
 
@@ -90,15 +110,17 @@ class FitPlan:
 
     job: TrainingJob
     workers: int
-    rows: DataFrame
-    """Of both frames, in one partition for each worker."""
-    inspection: Inspection
+    frame: DataFrame
+    """A partition for each worker."""
+    rows: int
+    """To train on."""
+    layout: Layout
     about: Mapping[str, Any]
     """What a run that goes on from a checkpoint of this one must have in common with it, as JSON values."""
     options: JobOptions
     given: FitOptions
-    columns: Columns
     shipped: bytes
+    reading: bytes | None
     resumed: Resumed | None
 
     def order(self, rendezvous: Rendezvous) -> TaskOrder:
@@ -106,16 +128,18 @@ class FitPlan:
         states = self.options.states
         work = WorkOrder(
             workers=self.workers,
-            layout=self.columns.layout(self.inspection.feature_width, self.inspection.label_width),
+            layout=replace(self.layout, decoders={}),  # they are shipped
             rendezvous=rendezvous,
             checkpoints=self.given.elasticity.checkpoints,
             prefetch=self.given.prefetch,
+            prefetch_bytes=self.given.prefetch_bytes,
             time_source=self.given.time_source,
             stateless=tuple(rank for rank in range(self.workers) if states and rank not in states),
             ledger=None if self.resumed is None else self.resumed.ledger.to_json(),
         )
         return TaskOrder(
             shipped=self.shipped,
+            reading=self.reading,
             options=_fields(self.job, (*_SHIPPED, "recipe")),
             recipe=_fields(self.job.recipe, _SHIPPED_OF_RECIPE),
             work=work,
@@ -125,12 +149,14 @@ class FitPlan:
         """What callbacks are told; the network is the model's own."""
         job, given = self.job, self.given
         left_out = ("network", "recipe", "callbacks", "strategy", "epochs", "first_epoch")
-        named = {name: getattr(given, name) for name in ("features", "label", "weight", "prefetch")}
+        named = {
+            name: getattr(given, name) for name in ("features", "label", "weight", "prefetch", "repartition")
+        }
         return RunInfo(
             workers=self.workers,
             epochs=job.epochs,
             first_epoch=job.first_epoch,
-            rows=self.inspection.rows,
+            rows=self.rows,
             batch_size=job.batch_size,
             parameters=self.parameters,
             strategy=str(job.strategy),
@@ -145,7 +171,7 @@ class FitPlan:
 
 
 def plan_fit(
-    df: DataFrame, job: TrainingJob, given: FitOptions, *, directory: Path, before: FitState | None
+    data: object, job: TrainingJob, given: FitOptions, *, directory: Path, before: FitState | None
 ) -> FitPlan:
     """Check, count and balance.
 
@@ -153,44 +179,56 @@ def plan_fit(
     count to know (ragged arrays, no rows) is an error before the training job.
 
     Args:
-        df: The rows to train; it is read twice, once to count and once to train.
+        data: The rows to train, of any form; they are read twice, once to count and once to train.
         job: What to train.
         given: How.
         directory: An empty local directory for what comes back.
         before: What the last fit left, to go on from.
     """
-    spark, elasticity = require_spark(df), given.elasticity
-    named = {"features": given.features, "label": given.label, "weight": given.weight}
-    columns = resolve_columns(df, given.features, given.label, given.weight)
-    _require_label(given.label, job.loss)
-    held_out = validation_source(given.validation, columns, **named)  # type: ignore[arg-type]
+    elasticity = given.elasticity
+    transforms = given.transforms
+    selection = Selection(
+        features=given.features,
+        label=given.label,
+        weight=given.weight,
+        text=texts_of(transforms),
+    )
+    feed = feed_of(data, selection)
+    if given.features is not None:
+        _require_label(given.label, job.loss)
+        require_labels(job.loss, None if given.label is None else read_specs("label", given.label).keys)
+    held_out = validation_feed(given.validation, feed, selection)
     identity = new_identity() if given.encrypt else None
     resumed = None if given.resume_from is None else resume(given.resume_from, directory / "resumed")
     if elasticity.checkpoints is not None:
         require_usable(elasticity.checkpoints, resumed)
     if resumed is not None:
         job, before = _resumed_job(job, resumed), _resumed_state(resumed)
-    shipped = ship(_shipped_parts(job))
-    workers = _slots(spark, _worker_count(given.workers, before, resumed), elasticity.min_workers)
+    shipped = ship(_shipped_parts(job) | {"decoders": feed.decoders})
+    workers = _slots(feed.spark, _worker_count(given.workers, before, resumed), elasticity.min_workers)
     about = _about(job, workers)
     if resumed is not None:
         resumed.require(about)
-    with spark_errors():
-        inspection = inspect(df, columns, held_out)
-    about |= {"rows": inspection.rows, "validation_rows": inspection.validation_rows}
+    rows = feed.opened(held_out)
+    _require_label(rows.layout.label, job.loss)
+    require_labels(job.loss, None if rows.layout.label is None else rows.layout.label.keys)
+    about |= {"rows": rows.rows, "validation_rows": rows.validation_rows}
     if resumed is not None:
         resumed.require(about)
-    shares = {"workers": workers, "seed": job.seed, "shuffle": job.shuffle}
+    transforms = fit_transforms(rows.spread(), rows.layout, transforms, job.on_bad_row)
+    _require_steps(job, rows.layout)
+    shares = rows.shares(workers=workers, seed=job.seed, shuffle=job.shuffle, repartition=given.repartition)
     return FitPlan(
         job=job,
         workers=workers,
-        rows=balanced(df, columns, inspection, **shares, validation=held_out),  # type: ignore[arg-type]
-        inspection=inspection,
+        frame=shares.frame,
+        rows=rows.rows,
+        layout=replace(rows.layout, transforms=transforms),
         about=about,
         options=_job_options(job, workers, directory, before, elasticity, identity),
         given=given,
-        columns=columns,
         shipped=shipped,
+        reading=None if shares.reader is None else ship({"reader": shares.reader}),
         resumed=resumed,
     )
 
@@ -226,7 +264,16 @@ def _fields(of: TrainingJob | Recipe, shipped: Sequence[str]) -> dict[str, Any]:
 
 def _about(job: TrainingJob, workers: int) -> dict[str, Any]:
     """What a run and one that goes on from its checkpoint must have in common beside the rows, as JSON values."""
-    named = ("batch_size", "seed", "shuffle", "first_epoch", "epochs", "on_bad_row", "validate_every")
+    named = (
+        "batch_size",
+        "seed",
+        "shuffle",
+        "first_epoch",
+        "epochs",
+        "on_bad_row",
+        "validate_every",
+        "bucket_by_length",
+    )
     return {
         "workers": workers,
         **{name: getattr(job, name) for name in named},
@@ -237,7 +284,13 @@ def _about(job: TrainingJob, workers: int) -> dict[str, Any]:
     }
 
 
-def _require_label(label: str | None, loss: LossFunction) -> None:
+def _require_steps(job: TrainingJob, layout: Layout) -> None:
+    if job.bucket_by_length and not any(field.ragged for field in layout.features.fields):
+        text = "bucket_by_length: expected features with steps, received none"
+        raise OptionError(text, hint="describe an array of any length as SequenceColumn(...)")
+
+
+def _require_label(label: object, loss: AnyLoss) -> None:
     if label is None and not takes_batch(loss):
         text = "label: expected the name of a column, received None"
         hint = "only a loss(network, batch), whose second parameter is called batch, trains without labels"

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ class TaskOrder:
     """All that a training task is told."""
 
     shipped: bytes
-    """Network, loss, optimizer, scheduler, strategy and callbacks, from :func:`fatwood.spark.shipping.ship`."""
+    """Network, loss, optimizer, scheduler, strategy, callbacks and decoders, from :func:`fatwood.spark.shipping.ship`."""
+    reading: bytes | None
+    """The reader of the rows, where Spark sends none, from the same."""
     options: Mapping[str, Any]
     """The other fields of :class:`fatwood.train.TrainingJob`."""
     recipe: Mapping[str, Any]
@@ -59,9 +61,14 @@ def run_worker(batches: Iterator[pa.RecordBatch], order: TaskOrder) -> Iterator[
         try:
             if not member.finished:
                 parts = unship(order.shipped)
+                layout = replace(order.work.layout, decoders=parts.pop("decoders"))
                 made_of = {name: parts.pop(name) for name in ("optimizer", "scheduler")}
                 job = TrainingJob(**parts, **order.options, recipe=Recipe(**made_of, **order.recipe))
-                run_member(job, order.work, member, _fed(batches), _local_directory())
+                work = replace(order.work, layout=layout)
+                rows = _fed(batches)
+                if order.reading is not None:
+                    rows = unship(order.reading)["reader"].batches(rank)
+                run_member(job, work, member, rows, _local_directory())
         except BaseException as error:  # also what the user's code raises to leave the process
             _drain(batches)
             if member.stopped is None:

@@ -56,7 +56,9 @@ class Task:
         """Of the rows."""
         of_label: dict[str, Any] = {} if self.labels is None else {"label_dtype": "int64", "label_name": "y"}
         kind: Any = str(self.features.dtype)
-        return Layout(feature_width=self.features.shape[1], feature_dtype=kind, feature_name="x", **of_label)
+        return Layout.of(
+            feature_width=self.features.shape[1], feature_dtype=kind, feature_name="x", **of_label
+        )
 
 
 class _Cnn(nn.Sequential):
@@ -120,7 +122,7 @@ def _mlp() -> nn.Module:
 
 def next_letter(network: nn.Module, batch: Batch) -> torch.Tensor:
     """The loss of a language model: every letter after the first, from those before it."""
-    letters = batch.features
+    letters: Any = batch.features
     output = network(letters[:, :-1])
     return nn.functional.cross_entropy(output.flatten(0, 1), letters[:, 1:].flatten())
 

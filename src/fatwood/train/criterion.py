@@ -2,7 +2,8 @@
 
 A mean over a minibatch is ``sum(w_i l_i) / sum(w_i)``: ``w_i`` is 1, a sample weight, the weight of the row's class, or 0
 where the loss ignores the label. Workers' minibatches are averaged by their ``sum(w_i)``, so that the mean over all is
-the mean that one process would take of all rows.
+the mean that one process would take of all rows. Where labels have steps, each real step counts as a row does here,
+with the sample weight of its row.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import torch
 
 from fatwood.errors import OptionError
 
-__all__ = ["Criterion", "LossFunction", "takes_batch"]
+__all__ = ["Criterion", "LossFunction", "of_rows", "takes_batch"]
 
 LossFunction = Callable[[Any, Any], torch.Tensor]
 """``loss(output, label)``, or ``loss(network, batch)`` where the second parameter is called ``batch``; a scalar mean."""
 
 
-def takes_batch(loss: LossFunction) -> bool:
+def takes_batch(loss: Any) -> bool:
     """Whether a loss is called with network and minibatch, and does the forward pass itself.
 
     Args:
@@ -36,6 +37,22 @@ def takes_batch(loss: LossFunction) -> bool:
         return False
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return len(positional) > 1 and positional[1] == "batch"
+
+
+def of_rows(loss: LossFunction) -> LossFunction | None:
+    """The same loss, giving each row's own: ``(B,)`` or ``(B, ...)`` instead of the mean.
+
+    Args:
+        loss: Left as it is.
+
+    Returns:
+        None where it has no ``reduction="mean"`` to be changed, or is called with a minibatch.
+    """
+    if getattr(loss, "reduction", None) != "mean" or takes_batch(loss):
+        return None
+    rows = copy.deepcopy(loss)
+    rows.reduction = "none"  # type: ignore[attr-defined]
+    return rows
 
 
 class Criterion:
@@ -53,14 +70,18 @@ class Criterion:
         self._mean = loss
         self._rows: LossFunction | None = None
         if weighted and not takes_batch(loss):
-            if getattr(loss, "reduction", None) != "mean":
+            self._rows = of_rows(loss)
+            if self._rows is None:
                 text = f"weight: expected a loss with reduction='mean', which can give each row's loss, received {loss!r}"
                 hint = (
                     "use a loss of torch.nn, or a loss(network, batch) that multiplies by batch.weight itself"
                 )
                 raise OptionError(text, hint=hint)
-            self._rows = copy.deepcopy(loss)
-            self._rows.reduction = "none"  # type: ignore[attr-defined]
+
+    @property
+    def mean(self) -> LossFunction:
+        """The loss as it was given."""
+        return self._mean
 
     @property
     def ignore_index(self) -> int | None:
@@ -98,8 +119,10 @@ class Criterion:
             return of_class if weight is None else weight
         return of_class * weight
 
-    def _weights(self, label: torch.Tensor) -> torch.Tensor | None:
+    def _weights(self, label: Any) -> torch.Tensor | None:
         """``(B,)`` by class, as ``CrossEntropyLoss`` and ``NLLLoss`` weigh; None where all are 1."""
+        if not isinstance(label, torch.Tensor):  # a loss of several outputs together
+            return None
         if label.dtype != torch.int64 or label.dim() != 1:
             return None
         if not isinstance(self._mean, torch.nn.CrossEntropyLoss | torch.nn.NLLLoss):

@@ -14,8 +14,9 @@ from fatwood.data import Layout, OnBadRow, PartitionData
 from fatwood.errors import OptionError
 from fatwood.train.callback import WorkerCallback
 from fatwood.train.checks import require_whole
-from fatwood.train.criterion import Criterion, LossFunction
 from fatwood.train.header import MAX_ROWS
+from fatwood.train.losses import AnyLoss, require_loss
+from fatwood.train.objective import Objective
 from fatwood.train.recipe import Recipe
 from fatwood.train.stopping import EarlyStopping
 from fatwood.train.strategy import Strategy
@@ -28,8 +29,9 @@ class TrainingJob:
     """The network, how to train it, and for how long."""
 
     network: torch.nn.Module
-    loss: LossFunction
-    """``loss(output, label)`` or ``loss(network, batch)``: a scalar, the mean over the rows of the minibatch."""
+    loss: AnyLoss
+    """``loss(output, label)`` or ``loss(network, batch)``: a scalar, the mean over the rows of the minibatch (or over its
+    real steps); or a loss for each of several outputs."""
     recipe: Recipe
     strategy: Strategy
     batch_size: int
@@ -52,6 +54,8 @@ class TrainingJob:
     callbacks: tuple[WorkerCallback, ...] = ()
     collect_stats: bool = False
     """Whether workers note when they did what."""
+    bucket_by_length: bool = False
+    """Whether minibatches are made of rows with similar numbers of steps, in the first of the features that have any."""
 
     def __post_init__(self) -> None:
         for name, lowest in (
@@ -70,8 +74,8 @@ class TrainingJob:
             raise OptionError(text)
         _require_network(self.network)
         _require_strategy(self.strategy, self.batch_size * self.recipe.accumulate)
-        _require_loss(self.loss)
-        Criterion(self.loss, weighted=self.weighted)
+        require_loss(self.loss)
+        Objective(self.loss, weighted=self.weighted)
         self.recipe.require_fit(self.network)
         if self.validate_every is not None:
             require_whole("validate_every", self.validate_every)
@@ -93,6 +97,7 @@ class TrainingJob:
         *,
         keep: bool = False,
         prefetch: int = 0,
+        prefetch_bytes: int | None = None,
     ) -> PartitionData:
         """A worker's rows as minibatches of this job.
 
@@ -103,7 +108,17 @@ class TrainingJob:
             spill_directory: For the rows of later epochs.
             keep: Whether to keep them there in any case.
             prefetch: How many minibatches a thread reads ahead.
+            prefetch_bytes: How many bytes of them may wait.
+
+        Raises:
+            OptionError: Rows are to be bucketed by length, and have no steps.
         """
+        bucket_by = None
+        if self.bucket_by_length:
+            bucket_by = next((field.name for field in layout.features.fields if field.ragged), None)
+            if bucket_by is None:
+                text = "bucket_by_length: expected features with steps, received none"
+                raise OptionError(text, hint="describe an array of any length as SequenceColumn(...)")
         return PartitionData(
             batches,
             layout,
@@ -117,6 +132,8 @@ class TrainingJob:
             spill_directory=spill_directory,
             keep=keep,
             prefetch=prefetch,
+            prefetch_bytes=prefetch_bytes,
+            bucket_by=bucket_by,
         )
 
 
@@ -134,13 +151,3 @@ def _require_strategy(strategy: object, rows_of_step: int) -> None:
     if strategy.every * rows_of_step > MAX_ROWS:
         text = f"strategy: expected at most {MAX_ROWS} rows between two agreements, received {strategy.every} x {rows_of_step}"
         raise OptionError(text)
-
-
-def _require_loss(loss: object) -> None:
-    if not callable(loss) or isinstance(loss, type):
-        text = f"loss: expected a callable loss(output, label), received {loss!r}"
-        raise OptionError(text, hint="pass an instance such as torch.nn.CrossEntropyLoss()")
-    reduction = getattr(loss, "reduction", "mean")
-    if reduction != "mean":
-        text = f"loss: expected reduction='mean', received {reduction!r}"
-        raise OptionError(text, hint="workers' minibatches are averaged by rows, so each must give a mean")

@@ -11,10 +11,11 @@ import torch
 
 from fatwood.codec import FlatParameters
 from fatwood.data import Batch, OnBadRow
-from fatwood.train.criterion import LossFunction
+from fatwood.train.forward import user_code
+from fatwood.train.losses import AnyLoss
 from fatwood.train.recipe import Recipe, made_optimizer
 from fatwood.train.records import EpochRecord
-from fatwood.train.step import Step, Trained, user_code
+from fatwood.train.step import Step, Trained
 
 __all__ = ["LocalTrainer"]
 
@@ -26,7 +27,7 @@ class LocalTrainer:
 
     Args:
         network: In training mode; its parameters are changed.
-        loss: A scalar mean.
+        loss: A scalar mean, or one for each of several outputs.
         recipe: How.
         on_bad_row: What a label outside the network's classes means.
         weighted: Whether minibatches have sample weights.
@@ -35,7 +36,7 @@ class LocalTrainer:
     def __init__(
         self,
         network: torch.nn.Module,
-        loss: LossFunction,
+        loss: AnyLoss,
         recipe: Recipe,
         *,
         on_bad_row: OnBadRow,

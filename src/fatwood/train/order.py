@@ -44,6 +44,8 @@ class WorkOrder:
     """Ranks for which the driver holds no state although it does for others."""
     prefetch: int = 0
     """Minibatches that a thread reads ahead."""
+    prefetch_bytes: int | None = None
+    """The most bytes of them that wait."""
     time_source: str = "job"
     """By which clock the times of the run are told; see ``checked_time_source``."""
     ledger: Mapping[str, Any] | None = None

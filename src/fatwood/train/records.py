@@ -47,9 +47,10 @@ class ValidationRecord:
     epoch: int
     """The epoch that it was made in, or at the end of."""
     loss: float
-    """Mean over the rows, or over their weights."""
+    """Mean over the rows, over their weights, or over their real steps."""
     accuracy: float | None
-    """Share of rows (or of their weights) whose class has the largest output; None where labels are no classes."""
+    """Share of rows (or of their weights or steps) whose class has the largest output; None where labels are no classes, or
+    there are several."""
     rows: int
     best: bool = False
     """Whether it was the best until then, as early stopping judges."""
@@ -75,7 +76,7 @@ class EpochRecord:
     epoch: int
     """Counted from 0 over the model's whole life."""
     loss: float
-    """Mean training loss over the epoch's rows (or their weights), as they were trained."""
+    """Mean training loss over the epoch's rows (or their weights or steps), as they were trained."""
     rows: int
     seconds: float
     """Wall time on worker 0."""

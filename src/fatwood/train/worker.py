@@ -97,7 +97,13 @@ def run_member(
 
     with (
         job.partition(
-            batches, order.layout, member.rank, directory, keep=member.late, prefetch=order.prefetch
+            batches,
+            order.layout,
+            member.rank,
+            directory,
+            keep=member.late,
+            prefetch=order.prefetch,
+            prefetch_bytes=order.prefetch_bytes,
         ) as data,
         EncodingReports(member) as on_encoding,
         Uploads(member, order.checkpoints) as uploads,

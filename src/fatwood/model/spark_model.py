@@ -1,27 +1,29 @@
-"""A network with what Spark can do for it: fit, evaluate, predict, save, load."""
+"""The model: a network, how it is trained, and its preprocessing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
 from fatwood import blueprint, storage
 from fatwood.checkpoint import load_network, write_model
 from fatwood.data import OnBadRow
+from fatwood.data.inputs import InputSpec
+from fatwood.data.preprocessing import Transform
 from fatwood.errors import OptionError
-from fatwood.evaluation import Classification, Loss
+from fatwood.model.inference import Inference
 from fatwood.snapshots import Checkpoints
 from fatwood.spark.run_state import RunState
 from fatwood.train import (
+    AnyLoss,
     Callback,
     Callbacks,
     EarlyStopping,
     Fit,
     GradientSharing,
-    LossFunction,
     OptimizerFactory,
     Precision,
     Recipe,
@@ -32,24 +34,25 @@ from fatwood.train import (
     split_callbacks,
 )
 
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
-
-__all__ = ["Fit", "SparkModel"]
+__all__ = ["SparkModel"]
 
 
-class SparkModel:
+class SparkModel(Inference):
     """A PyTorch network that trains, evaluates and predicts on Spark.
 
     Args:
-        network: Any ``torch.nn.Module`` that takes one tensor ``(B, width)`` and returns one tensor ``(B, ...)``.
-        loss: ``loss(output, label)``, the mean over the rows; or ``loss(network, batch)``, which does the forward pass itself:
-            its second parameter is called ``batch``, a minibatch with ``features``, ``label`` and ``weight``. Needed to
-            fit; optional to evaluate.
+        network: Any ``torch.nn.Module``. It is called with one tensor, several by position or several by name, as
+            ``features`` of :meth:`fit` says, and returns a tensor ``(B, ...)``, a tuple or a dict of them.
+        loss: ``loss(output, label)``, the mean over the rows; one for each of several outputs, as a dict, a list, or
+            :class:`fatwood.Losses` with weights; or ``loss(network, batch)``, which does the forward pass itself:
+            its second parameter is called ``batch``, a :class:`fatwood.Batch`. Needed to fit; optional to evaluate.
         optimizer: Makes an optimizer from parameters, on every worker. Needed to fit. For several groups, the list it is
             given has the network: ``lambda parameters: SGD([{"params": parameters.network.head.parameters()}, ...])``.
         scheduler: Makes a learning-rate scheduler from the optimizer, on every worker.
         strategy: How the workers train together.
+        preprocessing: What becomes of columns before the network gets them, fitted on the first rows that :meth:`fit` is
+            given and saved with the model: for the features, or a dict by field, ``{"features/age": Standardize(),
+            "label": OneHot()}``.
 
     Example::
 
@@ -62,20 +65,21 @@ class SparkModel:
         self,
         network: torch.nn.Module,
         *,
-        loss: LossFunction | None = None,
+        loss: AnyLoss | None = None,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
         strategy: Strategy | None = None,
+        preprocessing: Transform | Mapping[str, Transform] | None = None,
     ) -> None:
         if not isinstance(network, torch.nn.Module):
             text = f"SparkModel: expected a torch.nn.Module, received {network!r}"
             raise OptionError(text, hint="pass an instance, not the class: Net() instead of Net")
         self.network = network
-        """The network itself, a plain module, on the driver; :meth:`fit` changes its parameters in place."""
         self.loss = loss
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.strategy = GradientSharing() if strategy is None else strategy
+        self.preprocessing = _transforms(preprocessing)
         self._run = RunState()
 
     @property
@@ -85,12 +89,12 @@ class SparkModel:
 
     def fit(
         self,
-        df: DataFrame,
+        data: Any,
         *,
-        features: str | Sequence[str],
-        label: str | None = None,
+        features: InputSpec | None = None,
+        label: InputSpec | None = None,
         weight: str | None = None,
-        validation: DataFrame | None = None,
+        validation: Any = None,
         batch_size: int = 32,
         epochs: int = 1,
         workers: int | None = None,
@@ -106,6 +110,9 @@ class SparkModel:
         validate_every: int | None = None,
         early_stopping: EarlyStopping | None = None,
         prefetch: int = 0,
+        prefetch_bytes: int = 256 << 20,
+        bucket_by_length: bool = False,
+        repartition: Literal["auto", "never", "always"] = "auto",
         min_workers: int | None = None,
         heartbeat_timeout_seconds: float = 10.0,
         rejoin_timeout_seconds: float = 120.0,
@@ -117,7 +124,7 @@ class SparkModel:
         time_source: str = "job",
         progress: bool = True,
     ) -> Fit:
-        """Train the network on a DataFrame, as one Spark job for each worker.
+        """Train the network on rows, as one Spark job for each worker.
 
         A further fit goes on where the last one ended: optimizers, residuals and thresholds survive, so two fits
         of one epoch equal one fit of two epochs. :meth:`reset` begins anew.
@@ -126,16 +133,20 @@ class SparkModel:
         a living worker, and goes on with the rows of it that are not trained yet. ``fit.stats`` counts what that cost.
 
         Args:
-            df: Read twice: once to count its rows, once to train. Cache it if it is expensive.
-            features: A column (number, array or vector), or several to be put side by side. The network gets them
-                as ``(B, width)``: int64 if all are integers, else float32.
-            label: A column: integers for classes ``(B,)`` int64; floats ``(B,)`` or arrays ``(B, k)`` float32. Where
+            data: A DataFrame of Spark or pandas, an Arrow table, :class:`fatwood.Parquet` or shards, which the workers read
+                themselves, an RDD of :class:`fatwood.Batch`, or :class:`fatwood.Files` with a loader. Read twice: once to
+                count the rows, once to train. Cache it (:func:`fatwood.spark.persist`) if it is expensive.
+            features: What the network is called with: a column (number, array or vector), a list of columns to be put side
+                by side, or a description such as :class:`fatwood.SequenceColumn`; several inputs as a list of these by
+                position, or as a dict by name. Integers come as int64, everything else as float32, ``(B, ...)``.
+                None for minibatches, which say themselves what is what.
+            label: In the same forms: integers for classes ``(B,)`` int64; floats ``(B,)`` or arrays ``(B, k)`` float32. Where
                 the network returns as many numbers as the label has, the label comes in the output's shape and type.
-                None for a loss that is called with the network and the minibatch and needs no label.
+                None for minibatches, and for a loss that is called with the network and the minibatch.
             weight: A column that says how much each row counts in the loss: numbers of at least 0, ``(B,)`` float32.
                 A row of weight 0 is read and counted, and changes nothing.
-            validation: A second DataFrame with the same columns, to measure the network on during the fit. Each worker
-                keeps an equal share of its rows on its local disk. They do not change what is trained.
+            validation: Rows of the same form and columns, to measure the network on during the fit. Each worker
+                keeps an equal share of them on its local disk. They do not change what is trained.
             batch_size: Rows of a minibatch, per worker.
             epochs: Passes over all rows.
             workers: Spark tasks that train together; by default as many as the cluster can run at once.
@@ -155,6 +166,11 @@ class SparkModel:
             early_stopping: When to stop before the last epoch, and whether to end with the best parameters.
             prefetch: Minibatches that a thread of each worker reads ahead; 0 reads each when it is trained. It changes
                 speed and memory only.
+            prefetch_bytes: The most bytes of minibatches that wait there.
+            bucket_by_length: Make minibatches of rows with similar numbers of steps, so that little is padding.
+            repartition: Whether rows are dealt out anew, in equal shares and in a random order over all workers:
+                ``"always"``; ``"never"``, each of the frame's partitions is a worker's; ``"auto"``, unless the partitions are
+                as many as the workers, differ by less than 1 %, and ``shuffle`` is off.
             min_workers: With fewer workers training waits, at the start and later. With a number, the fit begins with
                 that many if not all have started within two minutes, and goes on without the rows of workers that do
                 not come back in time (counted in ``fit.stats.rows_lost``). None: all workers at the start, one
@@ -210,6 +226,7 @@ class SparkModel:
             early_stopping=early_stopping,
             callbacks=on_workers,
             collect_stats=collect_stats,
+            bucket_by_length=bucket_by_length,
         )
         elasticity = Elasticity(
             min_workers=min_workers,
@@ -221,8 +238,11 @@ class SparkModel:
             features=features,
             label=label,
             weight=weight,
+            transforms=self.preprocessing,
             validation=validation,
+            repartition=repartition,
             prefetch=prefetch,
+            prefetch_bytes=prefetch_bytes,
             time_source=time_source,
             workers=workers,
             elasticity=elasticity,
@@ -230,92 +250,15 @@ class SparkModel:
             encrypt=encrypt,
         )
         told = Callbacks([ProgressBar(), *on_driver] if progress else on_driver)
-        fitted, run = fit_and_keep(df, job, options, run=self._run, callbacks=told)
+        fitted, run, transforms = fit_and_keep(data, job, options, run=self._run, callbacks=told)
         self._run.close()
         self._run = run
+        self.preprocessing = transforms
         told.end(fitted.history, fitted.stats)
         return fitted
 
-    def evaluate(
-        self,
-        df: DataFrame,
-        *,
-        features: str | Sequence[str],
-        label: str,
-        batch_size: int = 64,
-        on_bad_row: OnBadRow = "error",
-    ) -> Classification | Loss:
-        """Evaluate the network on a DataFrame, in its own partitions.
-
-        Args:
-            df: The rows.
-            features: As in :meth:`fit`.
-            label: As in :meth:`fit`.
-            batch_size: Rows per forward pass; changes speed and memory only.
-            on_bad_row: As in :meth:`fit`.
-
-        Returns:
-            With integer labels and an output ``(B, classes)`` a :class:`Classification` with accuracy, loss (NaN
-            for a model without one) and confusion matrix, else a :class:`Loss`. Rows whose label the loss ignores
-            (``ignore_index``) are not counted.
-
-        Raises:
-            UserError: Something the caller can change: a column, a row (with its partition and number), the network.
-            ClusterError: The Spark job failed.
-        """
-        from fatwood.spark.inference import evaluate
-
-        return evaluate(
-            df,
-            {"network": self.network, "loss": self.loss},
-            features=features,
-            label=label,
-            batch_size=batch_size,
-            on_bad_row=on_bad_row,
-        )
-
-    def predict(
-        self,
-        df: DataFrame,
-        *,
-        key: str | Sequence[str],
-        features: str | Sequence[str],
-        output: str = "prediction",
-        batch_size: int = 64,
-        on_bad_row: OnBadRow = "error",
-    ) -> DataFrame:
-        """The network's output for every row, beside its key.
-
-        Args:
-            df: The rows; evaluated lazily, when the result is.
-            key: Column or columns of any type, passed through untouched.
-            features: As in :meth:`fit`.
-            output: Name of the new column.
-            batch_size: Rows per forward pass; changes speed and memory only.
-            on_bad_row: ``"error"``, or ``"skip"`` for a null prediction.
-
-        Returns:
-            A DataFrame with as many rows as ``df``: the key columns, and the output, flattened to ``array<float>``.
-            It uses the parameters that the network has now.
-
-        Raises:
-            UserError: Now, for what schema and options tell. What is found in a row or raised by the network comes
-                later, from whichever Spark action needs the result, as text of Spark's ``PythonException``.
-        """
-        from fatwood.spark.inference import predict
-
-        return predict(
-            df,
-            self.network,
-            key=key,
-            features=features,
-            output=output,
-            batch_size=batch_size,
-            on_bad_row=on_bad_row,
-        )
-
     def save(self, uri: str | Path) -> None:
-        """Write the network to a file of tensors and JSON, atomically.
+        """Write network and preprocessing to a file of tensors and JSON, atomically.
 
         Args:
             uri: A path, or a URI that fsspec knows, such as ``s3://bucket/digits.fatwood``.
@@ -328,7 +271,7 @@ class SparkModel:
                 file,
                 state_dict=state_dict,
                 blueprint=with_blueprint,
-                extra={},
+                extra={"preprocessing": {name: t.to_json() for name, t in self.preprocessing.items()}},
             ),
         )
 
@@ -338,7 +281,7 @@ class SparkModel:
         uri: str | Path,
         *,
         network: torch.nn.Module | None = None,
-        loss: LossFunction | None = None,
+        loss: AnyLoss | None = None,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
         strategy: Strategy | None = None,
@@ -358,8 +301,11 @@ class SparkModel:
             StorageError: There is no such file, or it is damaged or of a newer version.
             UserError: The file cannot say how to rebuild the network and none was given, or the one given does not fit.
         """
+        loaded, extra = load_network(uri, network)
+        saved = extra.get("preprocessing", {})
         return cls(
-            load_network(uri, network),
+            loaded,
+            preprocessing={name: Transform.from_json(state) for name, state in saved.items()},
             loss=loss,
             optimizer=optimizer,
             scheduler=scheduler,
@@ -370,6 +316,16 @@ class SparkModel:
         """Forget optimizers, residuals, thresholds and epochs of former fits; the network keeps its parameters."""
         self._run.close()
         self._run = RunState()
+
+
+def _transforms(given: Transform | Mapping[str, Transform] | None) -> dict[str, Transform]:
+    found = {"features": given} if isinstance(given, Transform) else given
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping) or not all(isinstance(t, Transform) for t in found.values()):
+        text = f"preprocessing: expected a transform, or a dict of them by field, received {given!r}"
+        raise OptionError(text, hint='preprocessing=Standardize(), or {"features/age": Standardize()}')
+    return dict(found)
 
 
 def _given(name: str, value: Any) -> Any:
