@@ -210,7 +210,7 @@ def read_piece(
             at += batch.num_rows
         if at < piece.stop:
             message = f"{piece.uri}: expected rows up to {piece.stop}, its row groups hold rows up to {at}"
-            raise StorageError(message, hint="the file is damaged: restore it from a copy")
+            raise DamagedError(message, hint="the file is damaged: restore it from a copy")
 
 
 def _groups(metadata: Any, piece: Piece) -> tuple[list[int], int]:

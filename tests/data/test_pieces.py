@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fatwood import pieces, storage
-from fatwood.errors import OptionError, StorageError
+from fatwood.errors import DamagedError, OptionError, StorageError
 from fatwood.pieces import (
     ROW_BITS,
     Piece,
@@ -181,12 +182,23 @@ def test_a_manifest_is_believed(tmp_path, monkeypatch) -> None:
     place = str(tmp_path)
     folder(place, [3, 2])
     files = tuple(
-        ShardFile(name=f"f-{number}.parquet", rows=rows, bytes=1, sha256="0" * 64)
+        ShardFile(
+            name=f"f-{number}.parquet",
+            rows=rows,
+            bytes=(tmp_path / f"f-{number}.parquet").stat().st_size,
+            sha256="0" * 64,
+        )
         for number, rows in enumerate((3, 2))
     )
     write_manifest(ShardSet(uri=place, files=files[:1], schema=table(0, 1).schema))
     monkeypatch.setattr(pieces, "open_parquet", None)  # no footer is read
     assert parquet_files(place) == [(f"{place}/f-0.parquet", 3)]
+    other = replace(files[0], bytes=files[0].bytes + 1)
+    write_manifest(ShardSet(uri=place, files=(other,), schema=table(0, 1).schema))
+    with pytest.raises(
+        DamagedError, match=r"f-0\.parquet: expected \d+ bytes, as the manifest says, received \d+ bytes"
+    ):
+        parquet_files(place)
 
 
 def test_nothing_there_is_an_error(tmp_path) -> None:
