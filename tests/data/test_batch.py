@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fatwood.data import Batch, Field, Group, Layout, Ragged, Rows, Spill, each, mapped
+from fatwood.errors import OptionError
 
 
 def _rows(first: int, n: int, *, label: bool = True) -> Rows:
@@ -72,6 +73,12 @@ def test_several_tensors_keep_their_form_and_rows_can_be_chosen() -> None:
     assert chosen.row_ids.tolist() == [0, 2]
     assert len(batch.rows(slice(1, 2))) == 1
     assert mapped(lambda t: t + 1, (None, age))[1].tolist() == [1, 2, 3]
+
+
+def test_a_minibatch_of_nothing_is_refused() -> None:
+    for nothing in ({}, (), None):
+        with pytest.raises(OptionError, match="Batch: features: expected at least one tensor"):
+            Batch(nothing)
 
 
 SEQUENCES = st.lists(st.integers(1, 5), min_size=1, max_size=12)

@@ -8,19 +8,25 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from pyspark import StorageLevel
 from torch import nn
 
 from fatwood import (
     AllReduce,
+    Batch,
+    Files,
     OneHot,
     Parquet,
     SequenceColumn,
     SparkModel,
     Standardize,
     Vocabulary,
+    WorkerCallback,
 )
 from fatwood.data import write_shards
 from fatwood.errors import DataError, OptionError
+from fatwood.spark.given import Selection, feed_of
+from fatwood.spark.workers import _small_arrow_batches
 
 pytestmark = pytest.mark.spark
 
@@ -198,3 +204,118 @@ def test_options_that_cannot_work_are_refused_before_any_job(spark, table) -> No
         OptionError, match="prefetch_bytes: expected a whole number of at least 1, received 0"
     ):
         model(nn.Linear(2, 3)).fit(table, features="length", label="id", prefetch_bytes=0, progress=False)
+
+
+def test_a_cache_that_hurts_is_warned_about(spark, caplog) -> None:
+    df = spark.range(5).selectExpr("id * 1.0D x").persist(StorageLevel.MEMORY_ONLY)
+    feed_of(df, Selection(features="x"))
+    assert "rows cached at MEMORY_ONLY" in caplog.text
+    caplog.clear()
+    feed_of(df.unpersist(), Selection(features="x"))
+    assert caplog.text == ""
+
+
+def test_workers_get_small_arrow_batches_unless_the_user_has_chosen(spark) -> None:
+    limit = "spark.sql.execution.arrow.maxBytesPerBatch"
+    wide = spark.range(0, 3000, 1, 1).selectExpr(
+        "transform(sequence(1, 784), x -> cast(x as double)) x", "id % 2 y"
+    )
+    seen = {}
+    for chosen in (None, "1000000"):
+        if chosen is not None:
+            spark.conf.set(limit, chosen)
+        try:
+            with _small_arrow_batches(spark):
+                seen[chosen] = spark.conf.get(limit, None)
+            assert spark.conf.get(limit, None) == chosen
+        finally:
+            spark.conf.unset(limit)
+    assert seen == {None: str(8 << 20), "1000000": "1000000"}
+    fit = model(nn.Linear(784, 2)).fit(wide, features="x", label="y", workers=1, progress=False)
+    assert fit.stats.rows_trained == 3000
+
+
+def test_weights_of_minibatches_count_as_those_of_a_column(spark) -> None:
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(20, 3)).astype(np.float32), rng.integers(0, 4, 20).astype(np.float32)
+    y = x.argmax(1)
+    rows = [(a.tolist(), int(b), float(c)) for a, b, c in zip(x, y, w, strict=True)]
+    df = spark.createDataFrame(rows, "x array<float>, y int, w float")
+    minibatches = [
+        Batch(
+            torch.from_numpy(x[i : i + 7]),
+            torch.from_numpy(y[i : i + 7]),
+            weight=torch.from_numpy(w[i : i + 7]),
+        )
+        for i in (0, 7, 14)
+    ]
+    told = {"workers": 2, "batch_size": 20, "progress": False}
+    trained = [model(nn.Linear(3, 3)) for _ in range(3)]
+    trained[0].fit(df, features="x", label="y", weight="w", **told)
+    trained[1].fit(spark.sparkContext.parallelize(minibatches, 2), **told)
+    trained[2].fit(df, features="x", label="y", **told)
+    weighted, alike, other = (of.network.weight.detach() for of in trained)
+    assert torch.allclose(weighted, alike, atol=1e-6)
+    assert not torch.allclose(weighted, other, atol=1e-3)
+
+
+SIZES = [100, 64, 40, 10, 1, 33, 31, 32, 0]
+
+
+def objects() -> list[Batch]:
+    ends = np.cumsum(SIZES)
+    return [
+        Batch(
+            torch.arange(end - size, end, dtype=torch.float32)[:, None], torch.zeros(size, dtype=torch.int64)
+        )
+        for size, end in zip(SIZES, ends, strict=True)
+    ]
+
+
+def load(path, filesystem) -> Batch:
+    with filesystem.open(path, "rb") as file:
+        x = np.load(file)
+    return Batch(x, np.zeros(len(x), np.int64))
+
+
+class Seen(WorkerCallback):
+    """Writes down which rows were trained: each has its number as feature."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def before_step(self, context, batch) -> None:
+        with open(f"{self.folder}/{context.rank}", "a") as file:
+            file.write(" ".join(str(int(x)) for x in batch.features[:, 0]) + "\n")
+
+
+@pytest.mark.parametrize("form", ["rdd", "files", "shards", "frame"])
+def test_every_row_is_trained_once_whatever_the_objects_sizes(spark, tmp_path, form) -> None:
+    rows, seen = sum(SIZES), tmp_path / "seen"
+    seen.mkdir()
+    told = {} if form in ("rdd", "files") else {"features": "x", "label": "y"}
+    if form == "rdd":
+        data = spark.sparkContext.parallelize(objects(), 4)
+    elif form == "files":
+        for i, batch in enumerate(objects()):
+            np.save(tmp_path / f"{i}.npy", batch.features.numpy())
+        data = Files(str(tmp_path / "*.npy"), load)
+    else:
+        data = spark.range(0, rows, 1, 4).selectExpr("id * 1.0F x", "0 y")
+        if form == "shards":
+            write_shards(data, tmp_path / "shards", rows_per_shard=32)
+            data = Parquet(tmp_path / "shards")
+    fit = model(nn.Linear(1, 2)).fit(
+        data, **told, workers=2, batch_size=32, epochs=2, callbacks=[Seen(str(seen))], progress=False
+    )
+    lines = [
+        [list(map(int, line.split())) for line in (seen / str(rank)).read_text().splitlines()]
+        for rank in (0, 1)
+    ]
+    assert sorted(row for worker in lines for line in worker for row in line) == sorted([*range(rows)] * 2)
+    shares = [sum(map(len, worker)) // 2 for worker in lines]
+    assert abs(shares[0] - shares[1]) <= 1
+    for worker, share in zip(lines, shares, strict=True):
+        assert [len(line) for line in worker] == [*[32] * (share // 32), *[share % 32] * (share % 32 > 0)] * 2
+    assert fit.stats.rows_trained == fit.stats.rows_expected == 2 * rows
+    assert fit.stats.rows_trained_twice == fit.stats.rows_lost == 0

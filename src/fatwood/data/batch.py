@@ -14,6 +14,8 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from fatwood.errors import OptionError
+
 __all__ = [
     "ROW_BITS",
     "Array",
@@ -58,7 +60,11 @@ class Batch:
 
     def __post_init__(self) -> None:
         if self.row_ids is None:
-            object.__setattr__(self, "row_ids", np.arange(len(next(each(self.features))[1]), dtype=np.int64))
+            first = next(each(self.features), None)
+            if first is None:
+                text = f"Batch: features: expected at least one tensor, received {self.features!r}"
+                raise OptionError(text)
+            object.__setattr__(self, "row_ids", np.arange(len(first[1]), dtype=np.int64))
 
     def __len__(self) -> int:
         assert self.row_ids is not None  # noqa: S101  set in __post_init__

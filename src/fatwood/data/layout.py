@@ -214,7 +214,7 @@ class Layout:
             mask = torch.from_numpy(real)
         tensor = torch.from_numpy(column)
         if of.divisor is not None:
-            tensor = tensor.to(torch.float32) / of.divisor
+            tensor = tensor.to(torch.float32).div_(of.divisor)  # in place: the arrays are ours
         transform = self.transforms.get(of.name)
         return (tensor if transform is None else transform.apply(tensor, mask)), mask
 

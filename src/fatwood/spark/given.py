@@ -21,12 +21,13 @@ from fatwood.files import Files, Parquet
 from fatwood.pieces import Piece, parquet_files, parquet_schema, read_piece
 from fatwood.shards import ShardSet
 from fatwood.spark.batches import count_files
+from fatwood.spark.caching import warn_of_caching
 from fatwood.spark.columns import Columns, resolve_columns
 from fatwood.spark.feeds import BatchesFeed, Feed, FileList, FrameFeed, PieceReader, PiecesFeed
 from fatwood.spark.packing import Packed
 from fatwood.spark.session import require_spark
 
-__all__ = ["Selection", "feed_of", "texts_of"]
+__all__ = ["ParquetReader", "Selection", "feed_of", "require_no_columns", "session", "texts_of"]
 
 _FORMS = (
     "a DataFrame of Spark or pandas, an Arrow table, Parquet(uri), Files(paths, loader), or an RDD of Batch"
@@ -64,15 +65,17 @@ def feed_of(data: object, selection: Selection) -> Feed:
         StorageError: Files cannot be listed or read.
     """
     if isinstance(data, RDD):
-        _require_none(selection, "an RDD of Batch")
+        require_no_columns(selection, "an RDD of Batch")
+        warn_of_caching(data)
         return BatchesFeed(data, session())
     if isinstance(data, Files):
-        _require_none(selection, "Files")
+        require_no_columns(selection, "Files")
         return _files(data)
     if isinstance(data, Parquet | ShardSet):
         return _parquet(data.uri, selection)
     if isinstance(data, DataFrame):
         require_spark(data)
+        warn_of_caching(data)
         return FrameFeed(data, _columns(data, selection))
     made = _small(data)
     if made is not None:
@@ -105,7 +108,16 @@ def _columns(df: DataFrame, selection: Selection) -> Columns:
     return resolve_columns(df, selection.features, selection.label, selection.weight, text=selection.text)
 
 
-def _require_none(selection: Selection, form: str) -> None:
+def require_no_columns(selection: Selection, form: str) -> None:
+    """Refuse columns for data that has none.
+
+    Args:
+        selection: Of columns.
+        form: The data, in words.
+
+    Raises:
+        OptionError: There are some.
+    """
     for name in ("features", "label", "weight"):
         if getattr(selection, name) is not None:
             text = f"{name}: expected None for {form}, whose minibatches say what is what, received {getattr(selection, name)!r}"

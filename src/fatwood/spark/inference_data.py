@@ -25,7 +25,7 @@ from fatwood.pieces import divided
 from fatwood.spark.batches import rows_of_rdd
 from fatwood.spark.columns import Columns, find_field, named_column
 from fatwood.spark.feeds import FrameFeed, PiecesFeed, Reader, SharesReader
-from fatwood.spark.given import ParquetReader, Selection, feed_of
+from fatwood.spark.given import ParquetReader, Selection, feed_of, require_no_columns, session
 from fatwood.spark.inference_rows import SIZE
 from fatwood.spark.packing import Packed
 from fatwood.spark.session import available_slots
@@ -111,8 +111,11 @@ def _without_dots(frame: DataFrame) -> DataFrame:
 
 
 def _of_rdd(rdd: RDD[Any], selection: Selection, key: object, *, keyed: bool) -> InferenceData:
-    _require_no_columns(selection, key)
-    spark = SparkSession.active()
+    require_no_columns(selection, "an RDD of Batch")
+    if key not in ((), None):
+        text = f"key: expected None, received {key!r}"
+        raise OptionError(text, hint=_NUMBERED.format("partition"))
+    spark = session()
     rows = rows_of_rdd(rdd, spark)
     schema = rows.schema
     numbered = _numbered("partition") if keyed else ()
@@ -150,16 +153,6 @@ def _of_pieces(feed: PiecesFeed, names: Sequence[str], *, keyed: bool) -> Infere
         decoders=feed.decoders,
         reader=SharesReader(reader, divided(files, tasks, shuffle=False, seed=0)),
     )
-
-
-def _require_no_columns(selection: Selection, key: object) -> None:
-    for name in ("features", "label", "weight"):
-        if getattr(selection, name) is not None:
-            text = f"{name}: expected None for minibatches, which say what is what, received {getattr(selection, name)!r}"
-            raise OptionError(text, hint="leave it out")
-    if key is not None:
-        text = f"key: expected None, received {key!r}"
-        raise OptionError(text, hint=_NUMBERED.format("partition"))
 
 
 def _numbered(first: Literal["partition", "file"]) -> tuple[StructField, ...]:

@@ -210,6 +210,7 @@ def plan_fit(
     if resumed is not None:
         resumed.require(about)
     rows = feed.opened(held_out)
+    job = replace(job, weighted=rows.layout.weight is not None)  # minibatches say so themselves
     _require_label(rows.layout.label, job.loss)
     require_labels(job.loss, None if rows.layout.label is None else rows.layout.label.keys)
     about |= {"rows": rows.rows, "validation_rows": rows.validation_rows}

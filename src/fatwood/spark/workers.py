@@ -19,12 +19,14 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from pyspark import SparkContext
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 
 from fatwood.errors import ClusterError
 from fatwood.spark.action import BackgroundAction, end_actions
@@ -32,6 +34,8 @@ from fatwood.spark.action import BackgroundAction, end_actions
 __all__ = ["JobEnded", "PlanFailed", "WorkerJobs"]
 
 _KILL_SECONDS = 10.0
+_BYTES_LIMIT = "spark.sql.execution.arrow.maxBytesPerBatch"
+_BATCH_BYTES = 8 << 20
 _KILL_AGAIN_SECONDS = 0.2
 
 
@@ -52,6 +56,23 @@ class PlanFailed:
 
     error: BaseException
     """What Spark raised, or a `ClusterError`."""
+
+
+@contextmanager
+def _small_arrow_batches(spark: SparkSession) -> Iterator[None]:
+    """While a plan is made: rows come in batches of some megabytes, unless the user has set how many.
+
+    Spark's own limit is 64 MB, which a worker would have several times in memory. Spark before it had the limit has that of
+    rows alone. The setting is the session's, so another thread's query that is planned meanwhile gets small batches, too.
+    """
+    if spark.conf.get(_BYTES_LIMIT, None) is not None:
+        yield
+        return
+    spark.conf.set(_BYTES_LIMIT, str(_BATCH_BYTES))
+    try:
+        yield
+    finally:
+        spark.conf.unset(_BYTES_LIMIT)
 
 
 class WorkerJobs:
@@ -139,7 +160,8 @@ class WorkerJobs:
         self._rows = None  # with it Spark's cleaner may remove the shuffle's files
 
     def _prepare(self) -> None:
-        rows = self._frame._jdf.javaRDD()
+        with _small_arrow_batches(self._frame.sparkSession):
+            rows = self._frame._jdf.javaRDD()
         partitions = rows.getNumPartitions()
         if partitions != self._workers:
             text = f"the frame to train on: expected {self._workers} partitions, received {partitions}"
