@@ -106,7 +106,7 @@ def _side_by_side(lists: Sequence[Any], element: Any) -> Any:
         joined = [None if None in row else [v for part in row for v in part] for row in rows]
         return pa.array(joined, pa.list_(element))
     arrays = [
-        value.to_numpy(zero_copy_only=False).reshape(-1, width)
+        value.to_numpy(zero_copy_only=False).reshape(len(lists[0]), width)
         for value, width in zip(values, widths, strict=True)
     ]
     together = np.concatenate(arrays, axis=1)
