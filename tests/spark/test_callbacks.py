@@ -228,7 +228,7 @@ def test_what_cannot_be_a_callback_is_found_before_any_job(df, monkeypatch) -> N
         def __init__(self):
             self.lock = threading.Lock()
 
-    monkeypatch.setattr("fatwood.spark.plan.inspect", lambda *_: pytest.fail("a job was started"))
+    monkeypatch.setattr("fatwood.spark.feeds.inspect", lambda *_: pytest.fail("a job was started"))
     hearing = Hearing()
     with pytest.raises(ShippingError, match=r"callbacks\[0\]\.lock: cannot be sent"):
         fit(df, hearing, Locked())

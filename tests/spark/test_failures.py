@@ -33,7 +33,7 @@ from fatwood.errors import (
     UserCodeError,
     WorkerLost,
 )
-from fatwood.spark import plan as plan_module
+from fatwood.spark import feeds as feeds_module
 from fatwood.spark.failures import describe_failure, failure_of_spark, rebuild_failure, severity
 
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -164,10 +164,10 @@ def test_an_error_of_the_frames_own_plan_comes_first(df, nothing_left, monkeypat
         marker.touch()
         return original(*args, **kwargs)
 
-    original = plan_module.balanced
+    original = feeds_module.balanced
     if when == "counted":
         marker.touch()
-    monkeypatch.setattr(plan_module, "balanced", balanced)
+    monkeypatch.setattr(feeds_module, "balanced", balanced)
     with pytest.raises(UserCodeError) as caught:
         fit(df.withColumn("x", F.udf(function, "double")("x")))
     lines = caught.value.message.splitlines()

@@ -22,7 +22,7 @@ def test_gradient_sharing_reaches_the_accuracy_of_all_reduce() -> None:
     assert spec.loader is not None
     convergence = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(convergence)
-    pairs = [[convergence.run(s, seed, EPOCHS) for s in (AllReduce(), strategy())] for seed in range(3)]
+    pairs = [[convergence.run(s, seed, EPOCHS) for s in (AllReduce(), strategy())] for seed in range(2)]
     for dense, shared in pairs:
         assert dense["rows"] == shared["rows"] == EPOCHS * 12_000
         assert dense["digest_equal"]
