@@ -65,9 +65,9 @@ WORKERS = 2
 BATCH_SIZE = {"mnist": 256, "image": 32, "table": 256}
 ROWS = {"mnist": 120_000, "image": 4_000, "table": 240_000}
 SHARES = {
-    "mnist": {"torchdistributor": 0.25, "local_iterator": 0.05},
+    "mnist": {"torchdistributor": 1.0, "local_iterator": 0.05},
     "image": {"local_iterator": 0.05},
-    "table": {"torchdistributor": 0.05, "torchdistributor_packed": 0.5, "local_iterator": 0.05},
+    "table": {"torchdistributor": 0.05, "torchdistributor_packed": 1.0, "local_iterator": 0.05},
 }
 """Of the rows that a slow way is given, so that all take about as long."""
 IMAGES_AS_FLOATS = 400

@@ -39,6 +39,7 @@ from pyspark.sql import functions as F
 from fatwood.data import ROW_BITS
 from fatwood.errors import DataError, OptionError, SchemaError
 from fatwood.spark.columns import ROW_ID, Columns
+from fatwood.spark.partitions import has_fixed_partitions
 
 __all__ = [
     "Inspection",
@@ -96,7 +97,12 @@ def inspect(df: DataFrame, columns: Columns, validation: Source | None = None) -
     """
     sources = [Source(df, columns)] if validation is None else [Source(df, columns), validation]
     lengths = range(len(columns.measures))
-    measured = reduce(DataFrame.union, (_measured(*source, frame) for frame, source in enumerate(sources)))
+    # Where the plan moves rows, every column that training reads is read here too: with fewer columns its shuffles
+    # would carry fewer bytes, adaptive execution could cut them into other partitions, and the counts not fit.
+    touch = not all(has_fixed_partitions(source.df) for source in sources)
+    measured = reduce(
+        DataFrame.union, (_measured(*source, frame, touch=touch) for frame, source in enumerate(sources))
+    )
     found = measured.groupBy("frame", "partition").agg(
         F.count(F.lit(1)).alias("rows"),
         F.max("touched"),
@@ -122,14 +128,12 @@ def inspect(df: DataFrame, columns: Columns, validation: Source | None = None) -
     )
 
 
-def _measured(df: DataFrame, columns: Columns, frame: int) -> DataFrame:
+def _measured(df: DataFrame, columns: Columns, frame: int, *, touch: bool) -> DataFrame:
     """A row for each of `df`: which frame and partition it is of, and how long its arrays are."""
     lengths = []
     for i, measure in enumerate(columns.measures):
         lengths += [measure.least.alias(f"least_{i}"), measure.most.alias(f"most_{i}")]
-    # Every column that training reads is read here too: with fewer columns the shuffles inside the user's plan
-    # would carry fewer bytes, adaptive execution could cut them into other partitions, and the counts not fit.
-    touched = F.xxhash64(F.lit(0), *columns.read_exprs).alias("touched")
+    touched = F.xxhash64(F.lit(0), *(columns.read_exprs if touch else ())).alias("touched")
     where = F.lit(frame).alias("frame"), F.spark_partition_id().alias("partition")
     return df.select(*where, touched, *lengths)
 

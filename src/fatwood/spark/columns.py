@@ -160,9 +160,8 @@ def columns_of_fields(features: Group, label: Group | None, weight: Field | None
     """
 
     def packed(field: Field) -> Packed:
-        column = named_column(StructField(field.name, NullType()))
-        source = Source(name=field.name, column=column, kind=NullType())
-        return Packed(name=field.name, sources=(source,), expr=column, dtype=field.dtype, known=field)
+        source = Source(name=field.name, kind=NullType())
+        return Packed(name=field.name, sources=(source,), expr=source.column, dtype=field.dtype, known=field)
 
     def group(of: Group) -> PackedGroup:
         return PackedGroup(form=of.form, items=tuple(packed(field) for field in of.fields))
@@ -245,7 +244,7 @@ def _packed(df: DataFrame, name: str, spec: ColumnSpec, *, is_text: bool) -> Pac
 
 def _dense(df: DataFrame, name: str, spec: DenseColumn, *, is_text: bool) -> Packed:
     names = [spec.columns] if isinstance(spec.columns, str) else spec.columns
-    sources = [Source.of(find_field(df, column)) for column in names]
+    sources = [Source.of(field) for field in find_fields(df, names)]
     found = [source.name for source in sources]
     repeated = sorted({column for column in found if found.count(column) > 1})
     if repeated:
@@ -285,14 +284,25 @@ def find_field(df: DataFrame, name: str) -> StructField:
     Raises:
         SchemaError: There is none, or more than one.
     """
+    return find_fields(df, [name])[0]
+
+
+def find_fields(df: DataFrame, names: Sequence[str]) -> list[StructField]:
+    """The same of several names."""
     exact = df.sparkSession.conf.get("spark.sql.caseSensitive") == "true"
-    found = [f for f in df.schema.fields if f.name == name or (not exact and f.name.lower() == name.lower())]
-    if not found:
-        raise _unknown(df, name)
-    if len(found) > 1:
-        message = f"column {name!r}: expected one column of this name, received {len(found)} ({_listed(df.columns)})"
-        raise SchemaError(message, hint="rename or drop the others, e.g. after a join")
-    return found[0]
+    known: dict[str, list[StructField]] = {}
+    for field in df.schema.fields:
+        known.setdefault(field.name if exact else field.name.lower(), []).append(field)
+    fields = []
+    for name in names:
+        found = known.get(name if exact else name.lower(), [])
+        if not found:
+            raise _unknown(df, name)
+        if len(found) > 1:
+            message = f"column {name!r}: expected one column of this name, received {len(found)} ({_listed(df.columns)})"
+            raise SchemaError(message, hint="rename or drop the others, e.g. after a join")
+        fields += found
+    return fields
 
 
 def _weight(df: DataFrame, name: str, target: PackedGroup | None) -> Packed:

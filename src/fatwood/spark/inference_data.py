@@ -92,7 +92,7 @@ def inference_data(
 def _of_frame(df: DataFrame, columns: Columns, names: Sequence[str]) -> InferenceData:
     keys = tuple(find_field(df, name) for name in names)
     # a key may itself be called "features" or "row_id"
-    selected = [named_column(field).alias(f"key_{i}") for i, field in enumerate(keys)]
+    selected = [named_column(field.name).alias(f"key_{i}") for i, field in enumerate(keys)]
     frame = df.select(*selected, *columns.packed, *_lengths(columns))
     found = {item.name: _measured(item) for item in columns.items}
     layout = columns.layout([size for item in columns.items for size in _sizes(item)])

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Literal
 
@@ -66,9 +67,18 @@ class Source:
     """One column of the user's, found in the schema."""
 
     name: str
-    column: Column
     kind: DataType
     """Of the column; of a vector ``array<float>``."""
+    vector: bool = False
+
+    @cached_property
+    def column(self) -> Column:
+        """The column, a vector as an array. Each costs some calls to the JVM."""
+        column = named_column(self.name)
+        if not self.vector:
+            return column
+        # null stays null, where vector_to_array alone would fail the job
+        return F.when(column.isNotNull(), vector_to_array(column, "float32"))
 
     @property
     def depth(self) -> int:
@@ -99,12 +109,10 @@ class Source:
     @classmethod
     def of(cls, field: StructField) -> Source:
         """The column of a field of the schema."""
-        kind, column = field.dataType, named_column(field)
+        kind = field.dataType
         if isinstance(kind, UserDefinedType) and type(kind).__name__ == "VectorUDT":
-            # null stays null, where vector_to_array alone would fail the job
-            dense = F.when(column.isNotNull(), vector_to_array(column, "float32"))
-            return cls(name=field.name, column=dense, kind=ArrayType(FloatType()))
-        return cls(name=field.name, column=column, kind=kind)
+            return cls(name=field.name, kind=ArrayType(FloatType()), vector=True)
+        return cls(name=field.name, kind=kind)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -187,9 +195,13 @@ class Packed:
         return given
 
 
-def named_column(field: StructField) -> Column:
-    """The column of a field, whatever characters its name has."""
-    return F.col("`" + field.name.replace("`", "``") + "`")
+def named_column(name: str) -> Column:
+    """The column called `name`, whatever characters that has."""
+    return F.col(_quoted(name))
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
 
 
 def pack_numbers(
@@ -313,8 +325,9 @@ def pack_as_it_is(
 def _assembled(sources: Sequence[Source], element: str) -> Column:
     parts: list[Column] = []
     for scalar, run in groupby(sources, key=lambda source: not source.depth):
-        if scalar:
-            parts.append(F.array(*(source.column.cast(element) for source in run)))
+        if scalar:  # as text: hundreds of columns one by one would be thousands of calls to the JVM
+            casts = ", ".join(f"CAST({_quoted(source.name)} AS {element})" for source in run)
+            parts.append(F.expr(f"array({casts})"))
         else:
             parts.extend(source.column.cast(f"array<{element}>") for source in run)
     return parts[0] if len(parts) == 1 else F.concat(*parts)

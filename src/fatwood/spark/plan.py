@@ -216,7 +216,8 @@ def plan_fit(
     about |= {"rows": rows.rows, "validation_rows": rows.validation_rows}
     if resumed is not None:
         resumed.require(about)
-    transforms = fit_transforms(rows.spread(), rows.layout, transforms, job.on_bad_row)
+    if transforms:
+        transforms = fit_transforms(rows.spread(), rows.layout, transforms, job.on_bad_row)
     _require_steps(job, rows.layout)
     shares = rows.shares(workers=workers, seed=job.seed, shuffle=job.shuffle, repartition=given.repartition)
     return FitPlan(

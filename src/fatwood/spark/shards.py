@@ -40,6 +40,7 @@ from fatwood.spark.action import BackgroundAction
 from fatwood.spark.balance import dealt, partition_key, row_index
 from fatwood.spark.columns import find_field, named_column
 from fatwood.spark.failures import spark_errors
+from fatwood.spark.partitions import has_fixed_partitions
 from fatwood.spark.session import require_spark
 from fatwood.spark.shards_task import REPORT_SCHEMA, ShardOrder, write_shard
 
@@ -150,7 +151,7 @@ def _fields(df: DataFrame, columns: Sequence[str] | None) -> list[StructField]:
 
 def _arrow_column(field: StructField) -> Column:
     """A column as Arrow can have it: vectors are arrays."""
-    column = named_column(field)
+    column = named_column(field.name)
     kind = field.dataType
     if isinstance(kind, UserDefinedType) and type(kind).__name__ == "VectorUDT":
         return F.when(column.isNotNull(), vector_to_array(column, "float32"))
@@ -185,11 +186,11 @@ def _old_files(folder: str, *, overwrite: bool) -> list[str]:
 
 
 def _counted(rows: DataFrame) -> list[int]:
-    """Rows of each partition. All columns are read, so that adaptive execution cuts the frame as it will again."""
+    """Rows of each partition. Where the plan moves rows, all columns are read: adaptive execution then cuts it as it will again."""
     # Spark hashes no maps.
     hashed = [
         F.col(field.name).cast("string") if _contains(field.dataType, MapType) else F.col(field.name)
-        for field in rows.schema.fields
+        for field in ([] if has_fixed_partitions(rows) else rows.schema.fields)
     ]
     touched = rows.select(
         F.spark_partition_id().alias("partition"), F.xxhash64(F.lit(0), *hashed).alias("touched")

@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 from fatwood.errors import OptionError
 from fatwood.spark.balance import Inspection
 from fatwood.spark.columns import ROW_ID, Columns
+from fatwood.spark.partitions import has_fixed_partitions, partition_count
 
 __all__ = ["Repartition", "as_it_lies", "stays"]
 
@@ -71,6 +72,8 @@ def as_it_lies(df: DataFrame, columns: Columns, *, workers: int, seed: int, shuf
     Returns:
         A DataFrame like that of :func:`fatwood.spark.balance.balanced`, but for the shares.
     """
-    row_id = F.col(ROW_ID)
+    rows, row_id = df.select(*columns.packed), F.col(ROW_ID)
+    if not shuffle and has_fixed_partitions(df) and partition_count(df) == workers:
+        return rows  # in order already; a sort would copy every row, and give none before it has read all
     order = [F.xxhash64(row_id, F.lit(seed).cast("bigint"))] if shuffle else []
-    return df.select(*columns.packed).coalesce(workers).sortWithinPartitions(*order, row_id)
+    return rows.coalesce(workers).sortWithinPartitions(*order, row_id)
