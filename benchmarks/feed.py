@@ -18,6 +18,8 @@ what a job or a fit costs by itself is left out, and counting, shuffle and sorti
 * torchdistributor: its private loader, by its own functions, in a `mapInArrow`; its start of some 20 s is left out. It neither deals
   out nor shuffles, so `over_torchdistributor_loader` is fit_staying over it. It is given the columns as they are and packed into
   one array (images as floats: it takes no bytes); the better one counts.
+* fit_parquet, torchdistributor_parquet: the same rows as Parquet files (Snappy, one for each task). A fit's workers read them
+  themselves, shuffled by pieces (`fatwood.Parquet`); the loader is given what `spark.read.parquet` reads.
 * local_iterator: `toLocalIterator` on the driver, rows collected into minibatches. (Petastorm cannot be installed beside PySpark 4.)
 * spill: epochs after the first, beside a memory-mapped Arrow file of the same rows, copied into the same minibatches in the
   file's order or at random by `take`. `spill_over_mmap` is both at random; `spill_over_mmap_in_order` is ours at random over the
@@ -38,6 +40,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -55,14 +58,15 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from torch import nn
 
-from fatwood import ParameterAveraging, SparkModel
+from fatwood import ParameterAveraging, Parquet, SparkModel
 from fatwood.spark import persist
 from fatwood.spark.plan import plan_fit
 
 KINDS = ("mnist", "image", "table")
 PARTS = ("feed", "spill", "memory")
 WORKERS = 2
-BATCH_SIZE = {"mnist": 256, "image": 32, "table": 256}
+BATCH_SIZE = {"mnist": 256, "image": 32, "table": 1024}
+"""Some 0.8 MB of floats for rows of numbers, and 19 MB of images."""
 ROWS = {"mnist": 120_000, "image": 4_000, "table": 240_000}
 SHARES = {
     "mnist": {"torchdistributor": 1.0, "local_iterator": 0.05},
@@ -182,10 +186,10 @@ def figures(frame: DataFrame, reader: Any) -> list[dict[str, Any]]:
     return [json.loads(row[0]) for row in frame.mapInArrow(reader, FIGURES).collect()]
 
 
-Frame = tuple[DataFrame, int]
-"""And how many rows it has."""
+Frame = tuple[Any, int]
+"""A DataFrame, or files, and how many rows it has."""
 
-Run = Callable[[DataFrame, int], dict[str, Any]]
+Run = Callable[[Any, int], dict[str, Any]]
 """Feeds a frame of so many rows; returns how many it saw, with other figures."""
 
 
@@ -198,7 +202,7 @@ class Way:
     """
 
     def __init__(self, frames: tuple[Frame, Frame], run: Run) -> None:
-        many, few = frames
+        self.frames = many, few = frames
         self._frames = {"many": many, "few": few}
         self._run = run
         self.rows = many[1] - few[1]
@@ -244,6 +248,12 @@ def cpu_seconds() -> float:
     return total
 
 
+def parquet(df: DataFrame, folder: Path) -> str:
+    """The rows of a frame as files, one for each partition."""
+    df.write.parquet(str(folder))
+    return str(folder)
+
+
 def in_tasks(reader: Callable[[DataFrame, int], Any]) -> Run:
     """A reader in a task for each partition."""
 
@@ -287,6 +297,11 @@ def _collated(kind: str, rows: list[Any]) -> torch.Tensor:
 
 def feed(spark: SparkSession, kind: str, rows: int, repetitions: int) -> dict[str, Any]:
     """All ways to feed the rows of a kind, in turns."""
+    with tempfile.TemporaryDirectory(prefix="fatwood-feed-") as folder:
+        return _feed(spark, kind, rows, repetitions, Path(folder))
+
+
+def _feed(spark: SparkSession, kind: str, rows: int, repetitions: int, folder: Path) -> dict[str, Any]:
     few, size = WORKERS * BATCH_SIZE[kind], BATCH_SIZE[kind]
     frames = {n: cached(spark, kind, n) for n in (few, rows)}
     plans = {n: plan_of(df, kind) for n, df in frames.items()}
@@ -324,6 +339,15 @@ def feed(spark: SparkSession, kind: str, rows: int, repetitions: int) -> dict[st
         ways["torchdistributor_packed"] = Way(
             share("torchdistributor_packed", lambda df: packed(df, kind).drop("row_id")), in_tasks(loader)
         )
+    files = {n: Parquet(parquet(df, folder / str(n))) for n, df in frames.items() if n in plans}
+    ways["fit_parquet"] = Way(pair(files.__getitem__), fitting(kind, shuffle=True))
+    theirs = {
+        way: ways[f"torchdistributor{way}"] for way in ("", "_packed") if f"torchdistributor{way}" in ways
+    }
+    for name, way in theirs.items():
+        there = [(parquet(df, folder / f"{name}-{n}"), n) for df, n in way.frames]
+        many, few_there = [(spark.read.parquet(path), n) for path, n in there]
+        ways[f"torchdistributor_parquet{name}"] = Way((many, few_there), in_tasks(loader))
     for turn in range(repetitions + 1):
         for name in list(ways)[:: -1 if turn % 2 else 1]:
             ways[name].go(counts=turn > 0)
@@ -351,7 +375,14 @@ def _feed_result(ways: dict[str, Way], rows: int) -> dict[str, Any]:
     result: dict[str, Any] = {"ways": found}
     for figure, suffix in (("rows_per_s", ""), ("median_rows_per_s", "_median")):
         speed = {name: of[figure] for name, of in found.items()}
-        loader = max(of for name, of in speed.items() if name.startswith("torchdistributor"))
+        loader, of_files = (
+            max(
+                speed[f"torchdistributor{part}{way}"]
+                for way in ("", "_packed")
+                if f"torchdistributor{part}{way}" in speed
+            )
+            for part in ("", "_parquet")
+        )
         result |= {
             f"over_bare{suffix}": speed["fit"] / speed["bare"],
             f"over_bare_staying{suffix}": speed["fit_staying"] / speed["bare_staying"],
@@ -359,6 +390,7 @@ def _feed_result(ways: dict[str, Way], rows: int) -> dict[str, Any]:
             f"partition_over_bare{suffix}": speed["partition"] / speed["bare"],
             f"over_torchdistributor_loader{suffix}": speed["fit_staying"] / loader,
             f"shuffle_over_torchdistributor_loader{suffix}": speed["fit"] / loader,
+            f"parquet_over_torchdistributor_loader{suffix}": speed["fit_parquet"] / of_files,
             f"over_local_iterator{suffix}": speed["fit"] / speed["local_iterator"],
         }
     return result
@@ -503,6 +535,7 @@ def _headlines(found: dict[str, Any]) -> dict[str, Any]:
         "over_bare_staying": "feed",
         "over_torchdistributor_loader": "feed",
         "shuffle_over_torchdistributor_loader": "feed",
+        "parquet_over_torchdistributor_loader": "feed",
         "over_local_iterator": "feed",
         "spill_over_mmap": "spill",
         "spill_over_mmap_in_order": "spill",
