@@ -154,7 +154,7 @@ def test_json_that_is_no_such_report_is_refused(change) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "null", "{}", "{", "[" * 100_000, '{"report": "classification", "version": 1}']
+    "text", ["", "[]", "[null]", "{}", "{", "[" * 100_000, '{"report": "classification", "version": 1}']
 )
 def test_text_that_is_no_report_is_refused(text) -> None:
     with pytest.raises(UserError, match="classification report"):

@@ -9,5 +9,6 @@ from __future__ import annotations
 
 from fatwood.evaluation.classification import Classification
 from fatwood.evaluation.loss import Loss
+from fatwood.evaluation.report import Report
 
-__all__ = ["Classification", "Loss"]
+__all__ = ["Classification", "Loss", "Report"]

@@ -8,11 +8,11 @@ by the rows seen and not by the square of the classes.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,19 +20,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fatwood.errors import DataError, UserError
-from fatwood.evaluation.sums import ExactSum, checked_count, read_report
+from fatwood.evaluation.report import UNCHANGED, Report
+from fatwood.evaluation.sums import ExactSum, checked_count
 
 __all__ = ["Classification"]
 
-_KIND = "classification"
-_VERSION = 1
 _MATRIX_CLASSES = 12  # more classes than this do not fit a terminal as a matrix
 _WORST_SHOWN = 10
-_UNCHANGED = "pass the text that to_json() returned, unchanged"
 
 
 @dataclass(eq=False)
-class Classification:
+class Classification(Report):
     """What a classifier got right, what it took for what, and its mean loss; mergeable without any rounding.
 
     Example:
@@ -44,6 +42,8 @@ class Classification:
         >>> report.confusion.tolist()
         [[1, 0], [1, 1]]
     """
+
+    KIND: ClassVar[str] = "classification"
 
     classes: int
     """C, the number of classes."""
@@ -77,13 +77,21 @@ class Classification:
         """
         return cls(classes=classes)
 
-    def update(self, outputs: Tensor, labels: Tensor, loss_sum: float) -> Classification:
+    def update(
+        self,
+        outputs: Tensor,
+        labels: Tensor | None,
+        loss_sum: float = math.nan,
+        *,
+        weights: Tensor | None = None,
+    ) -> Classification:
         """Count one batch, in place. The predicted class is the one with the largest output, the first of equals.
 
         Args:
             outputs: (B, C) scores, logits or probabilities.
             labels: (B,) int64 true classes.
             loss_sum: Sum of the loss over the B rows; ignored when B is 0.
+            weights: None: every row weighs 1.
 
         Returns:
             This same report.
@@ -92,6 +100,9 @@ class Classification:
             UserError: A shape or type that is none of the above, or NaN in the outputs.
             DataError: A label that is not a class.
         """
+        if labels is None or weights is not None:
+            message = "Classification: expected labels without weights"
+            raise UserError(message)
         outputs, labels = outputs.detach().cpu(), labels.detach().cpu()
         self._check(outputs, labels)
         if len(labels):
@@ -174,48 +185,30 @@ class Classification:
         matrix[list(self.cells.keys())] = list(self.cells.values())
         return matrix.reshape(self.classes, self.classes)
 
-    def to_json(self) -> str:
-        """The whole state as JSON text; equal reports give equal text.
+    def fresh(self) -> Classification:
+        """An empty report of as many classes."""
+        return Classification(self.classes)
 
-        ``confusion`` lists ``[true class, predicted class, rows]`` for every cell that occurred.
+    def summary(self) -> dict[str, float]:
+        """Accuracy, loss and rows."""
+        return {"accuracy": self.accuracy, "loss": self.loss, "rows": self.rows}
 
-        Returns:
-            Text for :meth:`from_json`.
-        """
-        state = {
-            "report": _KIND,
-            "version": _VERSION,
+    def state(self) -> dict[str, Any]:
+        """``confusion`` lists ``[true class, predicted class, rows]`` for every cell that occurred."""
+        return {
             "classes": self.classes,
             "loss_sum": self.loss_sum.to_json(),
             "skipped": self.skipped,
             "confusion": [[*divmod(cell, self.classes), rows] for cell, rows in sorted(self.cells.items())],
         }
-        return json.dumps(state)
 
     @classmethod
-    def from_json(cls, text: str) -> Classification:
-        """The inverse of :meth:`to_json`; the result can be merged and updated like the original.
-
-        Args:
-            text: What :meth:`to_json` returned.
-
-        Returns:
-            An equal report.
-
-        Raises:
-            UserError: The text is not such a report, or of a newer version.
-        """
-        state = read_report(text, _KIND, _VERSION)
-        try:
-            loss_sum = ExactSum.from_json(state["loss_sum"])
-            report = cls(classes=state["classes"], loss_sum=loss_sum, skipped=checked_count(state["skipped"]))
-            for true, predicted, rows in state["confusion"]:
-                report.cells[report._cell(true, predicted, rows)] += rows
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            message = f"{_KIND} report: expected 'classes', 'loss_sum', 'skipped' and 'confusion', received {error!r}"
-            raise UserError(message, hint=_UNCHANGED) from error
+    def from_state(cls, state: Mapping[str, Any]) -> Classification:
+        """The inverse of :meth:`state`."""
+        loss_sum = ExactSum.from_json(state["loss_sum"])
+        report = cls(classes=state["classes"], loss_sum=loss_sum, skipped=checked_count(state["skipped"]))
+        for true, predicted, rows in state["confusion"]:
+            report.cells[report._cell(true, predicted, rows)] += rows
         return report
 
     def _cell(self, true: Any, predicted: Any, rows: Any) -> int:
@@ -227,11 +220,10 @@ class Classification:
             and rows > 0
         ):
             return int(true * self.classes + predicted)
-        message = f"{_KIND} report: expected [true, predicted, rows], received {[true, predicted, rows]!r}"
-        raise UserError(message, hint=_UNCHANGED)
-
-    def __eq__(self, other: object) -> bool:
-        return self.to_json() == other.to_json() if isinstance(other, Classification) else NotImplemented
+        message = (
+            f"{self.KIND} report: expected [true, predicted, rows], received {[true, predicted, rows]!r}"
+        )
+        raise UserError(message, hint=UNCHANGED)
 
     def __str__(self) -> str:
         skipped = f" ({self.skipped:,} skipped)" if self.skipped else ""

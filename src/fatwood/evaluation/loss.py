@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from fatwood.errors import UserError
-from fatwood.evaluation.sums import ExactSum, checked_count, read_report
+from fatwood.evaluation.report import Report
+from fatwood.evaluation.sums import ExactSum, checked_count
 
 __all__ = ["Loss"]
 
-_KIND = "loss"
-_VERSION = 1
-
 
 @dataclass(eq=False)
-class Loss:
+class Loss(Report):
     """Mean loss and number of rows; mergeable without any rounding.
 
     Example:
@@ -29,11 +28,17 @@ class Loss:
         (5, 0.8)
     """
 
+    KIND: ClassVar[str] = "loss"
+    VERSION: ClassVar[int] = 2
+
     rows: int = 0
     """Rows seen."""
 
     loss_sum: ExactSum = field(default_factory=ExactSum)
-    """Sum of the loss over the rows."""
+    """Sum over the rows of weight times loss."""
+
+    weight: ExactSum = field(default_factory=ExactSum)
+    """What the rows weigh together: their number, where there are no weights."""
 
     skipped: int = 0
     """Bad rows that were left out, in no other number of this report."""
@@ -47,13 +52,21 @@ class Loss:
         """
         return cls()
 
-    def update(self, outputs: Tensor, labels: Tensor | None, loss_sum: float) -> Loss:
+    def update(
+        self,
+        outputs: Tensor,
+        labels: Tensor | None,
+        loss_sum: float = math.nan,
+        *,
+        weights: Tensor | None = None,
+    ) -> Loss:
         """Count one batch, in place.
 
         Args:
-            outputs: (B, ...) what the network returned; only its length is used.
-            labels: (B, ...) the true values, or None where the loss needs none; only its length is used.
-            loss_sum: Sum of the loss over the B rows; ignored when B is 0.
+            outputs: ``(N, ...)`` what the network returned; only its length is used.
+            labels: ``(N, ...)`` the true values, or None where the loss needs none; only its length is used.
+            loss_sum: Sum over the N of weight times loss; ignored when N is 0.
+            weights: ``(N,)``; None where each weighs 1.
 
         Returns:
             This same report.
@@ -68,7 +81,12 @@ class Loss:
         if rows:
             self.rows += rows
             self.loss_sum = self.loss_sum.plus([float(loss_sum)])
+            self.weight = self.weight.plus([float(rows)] if weights is None else weights.double().tolist())
         return self
+
+    def fresh(self) -> Loss:
+        """An empty report."""
+        return Loss()
 
     def merge(self, other: Loss) -> Loss:
         """The report of both reports' rows; neither is changed.
@@ -82,51 +100,39 @@ class Loss:
         return Loss(
             rows=self.rows + other.rows,
             loss_sum=self.loss_sum.plus(other.loss_sum.parts),
+            weight=self.weight.plus(other.weight.parts),
             skipped=self.skipped + other.skipped,
         )
 
     @property
     def loss(self) -> float:
-        """Mean loss per row; NaN when there are no rows."""
-        return self.loss_sum.value / self.rows if self.rows else math.nan
+        """Mean loss per row, by weight; NaN when there are no rows."""
+        return self.loss_sum.value / self.weight.value if self.weight.value else math.nan
 
-    def to_json(self) -> str:
-        """The whole state as JSON text; equal reports give equal text.
+    def summary(self) -> dict[str, float]:
+        """Loss and rows."""
+        return {"loss": self.loss, "rows": self.rows}
 
-        Returns:
-            Text for :meth:`from_json`.
-        """
-        counts = {"rows": self.rows, "skipped": self.skipped}
-        return json.dumps(
-            {"report": _KIND, "version": _VERSION, **counts, "loss_sum": self.loss_sum.to_json()}
-        )
+    def state(self) -> dict[str, Any]:
+        """All of it."""
+        return {
+            "rows": self.rows,
+            "skipped": self.skipped,
+            "loss_sum": self.loss_sum.to_json(),
+            "weight": self.weight.to_json(),
+        }
 
     @classmethod
-    def from_json(cls, text: str) -> Loss:
-        """The inverse of :meth:`to_json`; the result can be merged and updated like the original.
-
-        Args:
-            text: What :meth:`to_json` returned.
-
-        Returns:
-            An equal report.
-
-        Raises:
-            UserError: The text is not such a report, or of a newer version.
-        """
-        state = read_report(text, _KIND, _VERSION)
-        try:
-            return cls(
-                rows=checked_count(state["rows"]),
-                loss_sum=ExactSum.from_json(state["loss_sum"]),
-                skipped=checked_count(state["skipped"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            message = f"{_KIND} report: expected 'rows', 'loss_sum' and 'skipped', received {error!r}"
-            raise UserError(message, hint="pass the text that to_json() returned, unchanged") from error
-
-    def __eq__(self, other: object) -> bool:
-        return self.to_json() == other.to_json() if isinstance(other, Loss) else NotImplemented
+    def from_state(cls, state: Mapping[str, Any]) -> Loss:
+        """The inverse of :meth:`state`; in version 1 every row weighed 1."""
+        rows = checked_count(state["rows"])
+        weight = [float(rows)] if state["version"] == 1 else state["weight"]
+        return cls(
+            rows=rows,
+            loss_sum=ExactSum.from_json(state["loss_sum"]),
+            weight=ExactSum.from_json(weight),
+            skipped=checked_count(state["skipped"]),
+        )
 
     def __str__(self) -> str:
         skipped = f" ({self.skipped:,} skipped)" if self.skipped else ""

@@ -73,13 +73,13 @@ class ExactSum:
         return cls().plus(float(part) for part in parts)
 
 
-def read_report(text: str, report: str, version: int) -> Mapping[str, Any]:
+def read_report(text: str, report: str | None, versions: Mapping[str, int]) -> Mapping[str, Any]:
     """Parse a report's JSON and check that it is of the expected kind and version.
 
     Args:
         text: What a report's ``to_json`` returned.
-        report: The expected kind.
-        version: The newest version that can be read.
+        report: The expected kind; None for any.
+        versions: The newest version that can be read, by kind.
 
     Returns:
         The JSON object.
@@ -87,18 +87,20 @@ def read_report(text: str, report: str, version: int) -> Mapping[str, Any]:
     Raises:
         UserError: Not JSON, another kind of report, or a newer version.
     """
+    title = "report" if report is None else f"{report} report"
     try:
         state = json.loads(text)
     except (ValueError, TypeError, RecursionError) as error:
-        message = f"{report} report: expected JSON text, received {text!r:.60}: {error}"
+        message = f"{title}: expected JSON text, received {text!r:.60}: {error}"
         raise UserError(message, hint="pass the text that to_json() returned, unchanged") from error
     received = state.get("report") if isinstance(state, dict) else type(state).__name__
-    if not isinstance(state, dict) or received != report:
-        message = f"{report} report: expected JSON of a {report!r} report, received {received!r}"
+    known = [report] if report is not None else sorted(versions)
+    if not isinstance(state, dict) or received not in known:
+        message = f"{title}: expected JSON of a {' or '.join(map(repr, known))} report, received {received!r}"
         raise UserError(message, hint="read it with from_json of the class that wrote it")
-    received = state.get("version")
-    if type(received) is not int or not 1 <= received <= version:
-        message = f"{report} report: expected version 1 to {version}, received {received!r}"
+    newest, received = versions[received], state.get("version")
+    if type(received) is not int or not 1 <= received <= newest:
+        message = f"{title}: expected version 1 to {newest}, received {received!r}"
         raise UserError(message, hint="read it with the version of Fatwood that wrote it, or a newer one")
     return state
 
