@@ -17,7 +17,8 @@ from fatwood.data import Batch
 from fatwood.data.inputs import DenseColumn, SequenceColumn
 from fatwood.errors import DataError, OptionError, UserCodeError
 from fatwood.files import Parquet
-from fatwood.spark.inference import evaluate, predict, score
+from fatwood.spark.evaluation import evaluate
+from fatwood.spark.inference import predict, score
 from fatwood.train import Losses
 
 pytestmark = pytest.mark.spark

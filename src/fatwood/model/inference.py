@@ -56,7 +56,7 @@ class Inference:
             UserError: Something the caller can change: a column, a row (with its partition and number), the network.
             ClusterError: The Spark job failed.
         """
-        from fatwood.spark.inference import evaluate
+        from fatwood.spark.evaluation import evaluate
 
         return evaluate(
             data,

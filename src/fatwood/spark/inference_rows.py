@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from pyspark import TaskContext
 
-from fatwood.data import ROW_BITS, Batch, Decoder, Field, Group, Layout, OnBadRow, Rows
+from fatwood.data import ROW_BITS, SKIP_HINT, Batch, Decoder, Field, Group, Layout, OnBadRow, Rows
 from fatwood.data.layout import row_ids_of
+from fatwood.errors import DataError
 from fatwood.spark.shipping import unship
 from fatwood.train import AnyLoss, Keys, losses_of
 
@@ -28,6 +29,7 @@ __all__ = [
     "InferenceOrder",
     "Minibatches",
     "Parts",
+    "dropping",
     "key_columns",
     "load",
     "partition_id",
@@ -211,3 +213,13 @@ def _with_shape(layout: Layout, name: str, shape: tuple[int, ...]) -> Layout:
     return replace(
         layout, features=group(layout.features), label=None if layout.label is None else group(layout.label)
     )
+
+
+def dropping(order: InferenceOrder) -> Any:
+    """What to do with rows that have a label out of range."""
+
+    def drop(_row_ids: NDArray[np.int64], message: str) -> None:
+        if order.on_bad_row == "error":
+            raise DataError(message, hint=SKIP_HINT)
+
+    return drop
