@@ -136,6 +136,8 @@ def session() -> Iterator[SparkSession]:
         "spark.driver.host": "127.0.0.1",
         "spark.driver.memory": "6g",
         "spark.log.level": "ERROR",
+        "spark.sql.files.maxPartitionBytes": "1g",  # a file is a partition, as the loader needs them even
+        "spark.sql.files.openCostInBytes": "1g",
         "spark.sql.shuffle.partitions": str(WORKERS),
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
