@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from functools import partial
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from pyspark import StorageLevel
@@ -319,3 +321,30 @@ def test_every_row_is_trained_once_whatever_the_objects_sizes(spark, tmp_path, f
         assert [len(line) for line in worker] == [*[32] * (share // 32), *[share % 32] * (share % 32 > 0)] * 2
     assert fit.stats.rows_trained == fit.stats.rows_expected == 2 * rows
     assert fit.stats.rows_trained_twice == fit.stats.rows_lost == 0
+
+
+class Process(WorkerCallback):
+    """Notes which process a worker is."""
+
+    def __init__(self, folder) -> None:
+        self.folder = folder
+
+    def on_start(self, context) -> None:
+        with open(f"{self.folder}/{context.rank}", "w") as file:
+            file.write(str(os.getpid()))
+
+
+@pytest.mark.parametrize("form", ["frame", "shards"])
+def test_a_fit_leaves_its_python_processes_to_the_next(spark, tmp_path, form) -> None:
+    """Spark ends those that leave input unread, and new ones take seconds to import torch."""
+    data = spark.range(0, 8, 1, 2).selectExpr("id * 1.0F x", "0 y")
+    if form == "shards":
+        write_shards(data, tmp_path / "shards", rows_per_shard=4)
+        data = Parquet(tmp_path / "shards")
+    (tmp_path / "seen").mkdir()
+    seen = [Process(str(tmp_path / "seen"))]
+    model(nn.Linear(1, 2)).fit(
+        data, features="x", label="y", workers=2, batch_size=2, callbacks=seen, progress=False
+    )
+    spark.range(1).mapInArrow(lambda batches: batches, "id long").collect()  # any process is ended by now
+    assert all(psutil.pid_exists(int((tmp_path / "seen" / str(rank)).read_text())) for rank in (0, 1))

@@ -67,6 +67,9 @@ def run_worker(batches: Iterator[pa.RecordBatch], order: TaskOrder) -> Iterator[
                 work = replace(order.work, layout=layout)
                 rows = _fed(batches)
                 if order.reading is not None:
+                    # Spark throws away a Python process that leaves input unread, and the next one imports torch again.
+                    for _ in batches:
+                        pass
                     rows = unship(order.reading)["reader"].batches(rank)
                 run_member(job, work, member, rows, _local_directory())
         except BaseException as error:  # also what the user's code raises to leave the process
