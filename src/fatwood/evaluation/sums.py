@@ -7,15 +7,19 @@ which rounds once, so equal sums have equal parts.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
 from fatwood.errors import UserError
 
-__all__ = ["ExactSum", "checked_count", "read_report"]
+__all__ = ["ExactSum", "checked_count", "pack_array", "read_report", "unpack_array"]
 
 
 @dataclass(frozen=True)
@@ -115,3 +119,57 @@ def checked_count(value: object) -> int:
         text = f"expected a number of rows, received {value!r}"
         raise ValueError(text)
     return value
+
+
+def pack_array(array: NDArray[Any]) -> dict[str, Any]:
+    """An array of numbers as JSON values; equal arrays of one type give equal ones.
+
+    Args:
+        array: Of booleans, integers or floats, of any shape.
+
+    Returns:
+        ``dtype`` as NumPy writes it, ``shape``, and the little-endian bytes as base64.
+    """
+    little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
+    return {
+        "dtype": little.dtype.str,
+        "shape": list(array.shape),
+        "base64": base64.b64encode(little.tobytes()).decode("ascii"),
+    }
+
+
+def unpack_array(packed: Mapping[str, Any], dtype: DTypeLike) -> NDArray[Any]:
+    """The inverse of :func:`pack_array`.
+
+    Args:
+        packed: What it returned.
+        dtype: What the array is to be; one of a smaller type of the same kind may be stored.
+
+    Returns:
+        A new array of this type and the stored shape.
+
+    Raises:
+        ValueError: Another type, or not as many bytes as type and shape say.
+        KeyError, TypeError: A part is missing or of the wrong type.
+    """
+    wanted, stored = np.dtype(dtype), _number_type(packed["dtype"])
+    kinds = {wanted.kind, stored.kind}
+    if not (len(kinds) == 1 or kinds == {"i", "u"}) or not np.can_cast(stored, wanted, "safe"):
+        text = f"expected an array of {wanted.name}, received {stored.name}"
+        raise ValueError(text)
+    shape = [checked_count(length) for length in packed["shape"]]
+    data = base64.b64decode(packed["base64"], validate=True)
+    if len(data) != math.prod(shape) * stored.itemsize:
+        text = (
+            f"expected {math.prod(shape) * stored.itemsize} bytes of an array {shape}, received {len(data)}"
+        )
+        raise ValueError(text)
+    return np.frombuffer(data, dtype=stored).reshape(shape).astype(wanted)
+
+
+def _number_type(name: object) -> np.dtype[Any]:
+    stored = np.dtype(name) if isinstance(name, str) else None
+    if stored is None or stored.kind not in "biuf" or stored.str != name or stored.str[0] == ">":
+        text = f"expected the type of an array of numbers, received {name!r}"
+        raise ValueError(text)
+    return stored
