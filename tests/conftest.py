@@ -1,11 +1,16 @@
-"""One Spark session for all tests that are marked ``spark``; it starts when the first of them asks for it."""
+"""One Spark session for all tests that are marked ``spark``, and one server of Spark Connect; each starts when it is asked for."""
 
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +29,10 @@ def pytest_configure(config: pytest.Config) -> None:
         unclosed = r"Exception ignored in. <socket\.socket .*'127\.0\.0\.1'"
         config.addinivalue_line(
             "filterwarnings", f"ignore:{unclosed}:pytest.PytestUnraisableExceptionWarning"
+        )
+        # PySpark 3.5 compares versions so.
+        config.addinivalue_line(
+            "filterwarnings", "ignore:distutils Version classes are deprecated:DeprecationWarning"
         )
 
 
@@ -76,3 +85,96 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+_SERVER = "org.apache.spark.sql.connect.service.SparkConnectServer"
+_SERVER_SECONDS = 150.0
+_UNTIL_STDIN_ENDS = '"$@" </dev/null & server=$!; cat >/dev/null; kill $server; wait $server'
+"""Runs a command until whoever holds the other end of its input ends, by whatever way."""
+
+
+@pytest.fixture(scope="session")
+def connect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Spark Connect server ``local[2]`` in a process of its own, which ends with this one."""
+    import pyspark
+
+    from fatwood.spark.session import require_java
+
+    for name in ("grpc", "grpc_status", "google.rpc", "zstandard"):
+        pytest.importorskip(name, reason='Spark Connect: pip install "pyspark[connect]"')
+    if int(pyspark.__version__.split(".")[0]) < 4:
+        pytest.skip("Spark Connect is supported with PySpark 4 or later")
+    require_java()
+    folder = tmp_path_factory.mktemp("connect")
+    home = Path(pyspark.__file__).parent
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = {
+        "spark.connect.grpc.binding.address": "127.0.0.1",
+        "spark.connect.grpc.binding.port": port,
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.extraJavaOptions": f"-XX:TieredStopAtLevel=1 -Djava.io.tmpdir={folder}",
+        "spark.local.dir": folder / "local",
+        "spark.log.level": "ERROR",
+        "spark.sql.catalogImplementation": "in-memory",
+        "spark.sql.shuffle.partitions": 2,
+        "spark.sql.warehouse.dir": folder / "warehouse",
+        "spark.ui.enabled": "false",
+    }
+    settings = [part for name, value in options.items() for part in ("--conf", f"{name}={value}")]
+    submit = [home / "bin" / "spark-submit", "--class", _SERVER, "--master", "local[2]", *settings]
+    ours = ("SPARK_REMOTE", "SPARK_CONNECT_MODE_ENABLED")
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    environment |= {
+        "SPARK_HOME": str(home),
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "PYSPARK_PYTHON": sys.executable,
+        "SPARK_CONNECT_MODE": "0",
+    }
+    log = folder / "server.log"
+    with log.open("wb") as output:
+        keeper = subprocess.Popen(
+            ["sh", "-c", _UNTIL_STDIN_ENDS, "sh", *map(str, submit)],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            cwd=folder,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + _SERVER_SECONDS
+        while not _listens(port):
+            if keeper.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the server did not start: {log.read_text()[-4000:]}")
+            time.sleep(0.1)
+        yield f"sc://127.0.0.1:{port}"
+    finally:
+        keeper.stdin.close()
+        try:
+            keeper.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(keeper.pid, signal.SIGKILL)
+            keeper.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="module")
+def connect(connect_server: str) -> Iterator[SparkSession]:
+    """A session of Spark Connect, for a module of tests that have no classic one.
+
+    While the module runs, functions of ``pyspark.sql`` make columns for Connect, as they do for users of it.
+    """
+    from pyspark.sql.connect.session import SparkSession
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARK_CONNECT_MODE_ENABLED", "1")
+        session = SparkSession.builder.remote(connect_server).create()
+        yield session
+        session.stop()

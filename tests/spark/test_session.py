@@ -32,9 +32,10 @@ def test_no_dataframe(thing) -> None:
         require_spark(thing)
 
 
-def test_spark_connect_is_refused() -> None:
+def test_spark_connect_needs_a_newer_pyspark(monkeypatch) -> None:
     remote = type("DataFrame", (), {"__module__": "pyspark.sql.connect.dataframe"})()
-    with pytest.raises(ClusterError, match=r"Spark Connect, which is not supported yet[\s\S]*classic"):
+    monkeypatch.setattr(pyspark, "__version__", "3.5.9")
+    with pytest.raises(ClusterError, match=r"PySpark: expected 4 or later[\s\S]*3.5.9[\s\S]*classic"):
         require_spark(remote)
 
 

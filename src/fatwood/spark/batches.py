@@ -36,6 +36,8 @@ from fatwood.data.batch_parts import devices, tell_of_devices
 from fatwood.data.batches import BatchSchema, pieces
 from fatwood.errors import DataError, OptionError, SchemaError, UserError
 from fatwood.files import Files
+from fatwood.spark.connect import is_connect
+from fatwood.spark.delivery import hand_to_tasks
 from fatwood.spark.failures import describe_failure, rebuild_failure, spark_errors
 from fatwood.spark.session import available_slots
 from fatwood.spark.shipping import ship, unship
@@ -82,7 +84,7 @@ def rows_of_rdd(rdd: RDD[Any], spark: SparkSession) -> BatchRows:
         UserCodeError: The RDD's own functions raised.
         ClusterError: The job failed otherwise.
     """
-    if not isinstance(rdd, RDD) or rdd.ctx is not spark.sparkContext:
+    if not isinstance(rdd, RDD) or is_connect(spark) or rdd.ctx is not spark.sparkContext:
         received = type(rdd).__name__ if not isinstance(rdd, RDD) else "one of another"
         message = f"the data: expected an RDD of Batch of the running Spark context, received {received}"
         raise OptionError(message)
@@ -108,7 +110,7 @@ def count_files(spark: SparkSession, files: Files, uris: Sequence[str]) -> Count
     """The rows of each file and what its minibatch is made of, in one job that calls the loader once for each.
 
     Args:
-        spark: A classic session.
+        spark: Of either kind.
         files: Whose loader is called.
         uris: From `Files.expand`, at least one.
 
@@ -120,17 +122,17 @@ def count_files(spark: SparkSession, files: Files, uris: Sequence[str]) -> Count
         ShippingError: The loader cannot be sent to them.
         ClusterError: The job failed otherwise.
     """
-    broadcast = spark.sparkContext.broadcast((ship({"loader": files.loader}), tuple(uris)))
+    tasks = min(len(uris), _TASKS_PER_SLOT * max(1, available_slots(spark)))
+    given = hand_to_tasks(spark, (ship({"loader": files.loader}), tuple(uris)))
 
     def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return _count(batches, *broadcast.value)
+        return _count(batches, *given.value)
 
-    tasks = min(len(uris), _TASKS_PER_SLOT * max(1, available_slots(spark)))
     try:
         with spark_errors():
             answers = spark.range(0, len(uris), 1, tasks).mapInArrow(task, "facts string").collect()
     finally:
-        broadcast.destroy()
+        given.destroy()
     facts = sorted((json.loads(answer.facts) for answer in answers), key=lambda fact: int(fact["number"]))
     schema = _agreed("the files", [(uris[fact["number"]], fact) for fact in facts])
     return CountedFiles(tuple(int(fact["rows"]) for fact in facts), schema)

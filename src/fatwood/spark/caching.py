@@ -27,6 +27,7 @@ from pyspark.sql import DataFrame
 
 from fatwood.data import Batch, each
 from fatwood.errors import OptionError
+from fatwood.spark.connect import connect_levels, is_connect
 from fatwood.spark.session import require_spark
 
 __all__ = ["persist", "warn_of_caching"]
@@ -64,7 +65,7 @@ def persist(data: Kept, *, log: logging.Logger = LOG) -> Kept:
 
     Raises:
         OptionError: It is neither.
-        ClusterError: It belongs to Spark Connect, or its session was stopped.
+        ClusterError: Its session was stopped.
     """
     kind = _kind(data)
     level, why = _CHOICES[kind]
@@ -92,12 +93,11 @@ def warn_of_caching(
 
     Raises:
         OptionError: It is neither.
-        ClusterError: It belongs to Spark Connect, or its session was stopped.
+        ClusterError: Its session was stopped.
     """
     _kind(data)
-    context = data.context if isinstance(data, RDD) else data.sparkSession.sparkContext
     levels = _levels_of_lineage(data) if isinstance(data, RDD) else _levels_of_plan(data)
-    off_heap = context.getConf().get("spark.memory.offHeap.enabled") == "true"
+    off_heap = _has_off_heap(data)
     for name, harm in {_named(level): _harm(level, off_heap=off_heap) for level in levels}.items():
         if harm:
             log.warning("rows cached at %s: %s; %s", name, harm, _INSTEAD)
@@ -130,11 +130,19 @@ def _harm(level: StorageLevel, *, off_heap: bool) -> str | None:
 def _kind(data: Any) -> str:
     if isinstance(data, RDD):
         return "RDD"
-    if isinstance(data, DataFrame) or type(data).__module__.startswith("pyspark.sql.connect"):
+    if isinstance(data, DataFrame) or is_connect(data):
         require_spark(data)
         return "DataFrame"
     message = f"persist: expected a DataFrame or an RDD, received {type(data).__name__}"
     raise OptionError(message, hint="pandas and Arrow tables are in memory already")
+
+
+def _has_off_heap(data: DataFrame | RDD[Any]) -> bool:
+    name = "spark.memory.offHeap.enabled"
+    if is_connect(data):
+        return data.sparkSession.conf.get(name, "false") == "true"  # type: ignore[union-attr]
+    context = data.context if isinstance(data, RDD) else data.sparkSession.sparkContext
+    return context.getConf().get(name) == "true"
 
 
 def _own_level(data: DataFrame | RDD[Any]) -> StorageLevel:
@@ -142,7 +150,10 @@ def _own_level(data: DataFrame | RDD[Any]) -> StorageLevel:
 
 
 def _levels_of_plan(df: Any) -> Iterator[StorageLevel]:
-    """Of everything cached that the plan reads."""
+    """Of everything cached that the plan reads; of a Connect DataFrame itself."""
+    if is_connect(df):
+        yield from connect_levels(df)
+        return
     plan = df.select("*")._jdf.queryExecution().withCachedData()  # df's own may be older than its cache
     leaves = plan.collectLeaves()
     for leaf in (leaves.apply(i) for i in range(leaves.size())):

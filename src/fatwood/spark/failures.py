@@ -13,6 +13,7 @@ from typing import Any
 from pyspark.errors import PySparkException
 
 from fatwood import errors
+from fatwood.spark.connect import is_service_failure
 from fatwood.spark.shipping import installed_folders, is_within
 
 __all__ = [
@@ -124,9 +125,8 @@ def failure_of_spark(error: BaseException) -> errors.FatwoodError:
         (line.lstrip(": ") for line in text.splitlines() if line and "while calling" not in line), ""
     )
     headline = f"{type(error).__name__}: {headline}" if headline else type(error).__name__
-    if isinstance(
-        error, PySparkException
-    ):  # it has a name in Spark's catalogue of errors, such as DIVIDE_BY_ZERO
+    if isinstance(error, PySparkException) and not is_service_failure(error):
+        # it has a name in Spark's catalogue of errors, such as DIVIDE_BY_ZERO
         return errors.UserCodeError(
             f"{headline}\nraised by the DataFrame's own plan{place}\n\n{text.strip()}"
         )
@@ -162,7 +162,7 @@ def _made(name: object, message: str, hint: str | None) -> errors.FatwoodError:
 def _python_traceback(text: str) -> str:
     """The first Python traceback in what the JVM says, without the JVM's own."""
     found = re.search(
-        re.escape(_HEADER) + r".*?(?=\n\s*\n?\tat |\n\nDriver stacktrace|\nJVM stacktrace|\Z)",
+        re.escape(_HEADER) + r".*?(?=\n\s*\n?\tat |\n\nDriver stacktrace|\nJVM stacktrace|\n SQLSTATE: |\Z)",
         text,
         re.DOTALL,
     )

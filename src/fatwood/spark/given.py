@@ -81,7 +81,7 @@ def feed_of(data: object, selection: Selection) -> Feed:
     if made is not None:
         return FrameFeed(made, _columns(made, selection))
     try:
-        require_spark(data)  # says what is wrong with a frame of Spark Connect
+        require_spark(data)  # says what is wrong with a frame of Spark Connect, for an older PySpark
     except OptionError as error:
         text = f"data: expected {_FORMS}, received {type(data).__module__}.{type(data).__qualname__}"
         raise OptionError(text, hint=error.hint) from error

@@ -13,6 +13,8 @@ from typing import Any, Final
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from fatwood.spark.connect import is_connect
+
 __all__ = ["has_fixed_partitions", "partition_count"]
 
 _ROW_BY_ROW: Final = frozenset({
@@ -37,11 +39,13 @@ def has_fixed_partitions(df: DataFrame) -> bool:
     """Whether the same rows lie in the same partitions, in the same order, whichever columns are read; runs no job.
 
     Args:
-        df: Any DataFrame of a classic session.
+        df: Any DataFrame.
 
     Returns:
-        False also where it is not known.
+        False also where it is not known, as in Spark Connect, whose plans are the server's.
     """
+    if is_connect(df):
+        return False
     plan = df.select("*")._jdf.queryExecution().withCachedData()  # df's own may be older than its cache
     subquery = df.sparkSession._jvm.org.apache.spark.sql.catalyst.trees.TreePattern.PLAN_EXPRESSION()  # type: ignore[union-attr]
     return not plan.containsPattern(subquery) and _fixed(plan)

@@ -17,6 +17,7 @@ from fatwood.data.preprocessing import Transform
 from fatwood.errors import OptionError
 from fatwood.exchange import Identity, new_identity
 from fatwood.spark.checkpointing import Resumed, require_usable, resume
+from fatwood.spark.connect import require_classic
 from fatwood.spark.elasticity import Elasticity
 from fatwood.spark.given import Selection, feed_of, texts_of
 from fatwood.spark.job import JobOptions
@@ -194,6 +195,7 @@ def plan_fit(
         text=texts_of(transforms),
     )
     feed = feed_of(data, selection)
+    require_classic(feed.spark, "fit")
     if given.features is not None:
         _require_label(given.label, job.loss)
         require_labels(job.loss, None if given.label is None else read_specs("label", given.label).keys)

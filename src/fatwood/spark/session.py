@@ -16,6 +16,7 @@ import pyspark
 from pyspark.sql import DataFrame, SparkSession
 
 from fatwood.errors import ClusterError, OptionError
+from fatwood.spark.connect import connect_slots, is_connect, is_stopped, require_classic, require_connect
 
 __all__ = [
     "available_slots",
@@ -32,29 +33,21 @@ _JAVA_HINT = (
     "install Java 17 (Debian, Ubuntu: apt-get install openjdk-17-jre-headless; macOS: brew install openjdk@17; "
     "conda install -c conda-forge openjdk=17) and set JAVA_HOME to its folder or put java on PATH"
 )
-_CONNECT_HINT = (
-    "use a classic session: SparkSession.builder.master(...) without .remote(...), "
-    "SPARK_REMOTE unset and spark.api.mode=classic"
-)
 
 
 def require_spark(df: object) -> SparkSession:
-    """The live classic session of a batch DataFrame.
+    """The live session of a batch DataFrame, classic or of Spark Connect.
 
     Args:
         df: What the user gave as a DataFrame.
 
     Raises:
         OptionError: `df` is no Spark DataFrame, or a streaming one.
-        ClusterError: It belongs to Spark Connect, or its session was stopped.
+        ClusterError: Its session was stopped; or it belongs to Spark Connect, and PySpark is older than 4.
     """
-    kinds = {kind.__module__ for kind in type(df).__mro__}
-    if any(module.startswith("pyspark.sql.connect") for module in kinds):
-        message = (
-            "the DataFrame: expected one of a classic Spark session, received one of Spark Connect, "
-            "which is not supported yet"
-        )
-        raise ClusterError(message, hint=_CONNECT_HINT)
+    remote = is_connect(df)
+    if remote:
+        require_connect()
     if not isinstance(df, DataFrame):
         kind = f"{type(df).__module__}.{type(df).__qualname__}"
         message = f"the DataFrame: expected a pyspark.sql.DataFrame, received {kind}"
@@ -62,7 +55,7 @@ def require_spark(df: object) -> SparkSession:
             message, hint="read the data with spark.read, or convert it with spark.createDataFrame"
         )
     spark = df.sparkSession
-    if spark.sparkContext._jsc is None:
+    if is_stopped(spark) if remote else spark.sparkContext._jsc is None:
         message = (
             "the DataFrame: expected one of a running Spark session, received one whose session was stopped"
         )
@@ -80,7 +73,7 @@ def available_slots(spark: SparkSession, *, wanted: int = 1, wait_seconds: float
     it is asked for again until it reaches `wanted` or `wait_seconds` have passed.
 
     Args:
-        spark: A classic session.
+        spark: Of either kind; one of Connect runs a small job, and does not wait.
         wanted: Number of tasks that is enough for the caller.
         wait_seconds: How long to wait for executors.
 
@@ -89,6 +82,8 @@ def available_slots(spark: SparkSession, *, wanted: int = 1, wait_seconds: float
         With dynamic allocation, those of ``spark.dynamicAllocation.maxExecutors`` executors if that is more;
         `sys.maxsize` where the configuration sets no bound.
     """
+    if is_connect(spark):
+        return connect_slots(spark)
     context = spark.sparkContext
     java: Any = context._jsc
     profile = java.sc().resourceProfileManager().defaultResourceProfile()
@@ -115,8 +110,9 @@ def require_slots(spark: SparkSession, workers: int | None, *, wait_seconds: flo
         The number of workers.
 
     Raises:
-        ClusterError: There are fewer slots.
+        ClusterError: There are fewer slots, or the session is one of Spark Connect.
     """
+    require_classic(spark, "workers")
     wanted = 1 if workers is None else workers
     slots = available_slots(spark, wanted=wanted, wait_seconds=wait_seconds)
     if slots >= wanted and (workers is not None or slots < sys.maxsize):

@@ -39,6 +39,7 @@ from fatwood.shards import (
 from fatwood.spark.action import BackgroundAction
 from fatwood.spark.balance import dealt, partition_key, row_index
 from fatwood.spark.columns import find_field, named_column
+from fatwood.spark.connect import require_classic
 from fatwood.spark.failures import spark_errors
 from fatwood.spark.partitions import has_fixed_partitions
 from fatwood.spark.session import require_spark
@@ -91,6 +92,7 @@ def write_shards(
         OptionError: An option cannot work, or the directory has files and `overwrite` is False, or has files that are no shards.
         SchemaError: A column is missing, double, or of a type that Arrow does not know.
         DataError: The frame is empty, or gave other rows the second time.
+        ClusterError: It is one of Spark Connect.
         StorageError: Something cannot be written, or the executors do not write to the directory that the driver sees.
 
     After an error, a Ctrl-C included, the directory holds nothing of this run.
@@ -101,7 +103,7 @@ def write_shards(
     if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
         message = f"seed: expected a 64-bit signed integer, received {seed!r}"
         raise OptionError(message)
-    spark = require_spark(df)
+    spark = require_classic(require_spark(df), "write_shards")
     fields = _fields(df, columns)
     # By number: mapInArrow does not take a name such as "x.y".
     rows = df.select(*(_arrow_column(field).alias(f"c{i}") for i, field in enumerate(fields)))
