@@ -17,6 +17,7 @@ from pyspark.sql import functions as F
 from torch import nn
 
 from fatwood import SparkModel
+from fatwood.data import Batch
 from fatwood.errors import OptionError, SchemaError
 
 pytestmark = pytest.mark.spark
@@ -328,3 +329,169 @@ def test_the_result_is_an_ordinary_frame(spark, capsys) -> None:
         result.show(2)
         assert result.orderBy(F.desc("id")).first().id == 2 * max(sizes) + 1199
     assert "only showing top 2 rows" in capsys.readouterr().out
+
+
+class Parts(nn.Module):
+    """An autoencoder of sorts: what it makes of a row, and what it keeps of it."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        code = x[:, :2]
+        return {"code": code, "again": torch.cat([code, torch.zeros(len(x), 1)], 1)}
+
+
+def errors(output: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor:
+    return (output["again"] - batch.features).square().sum(1)
+
+
+def test_a_function_of_outputs_and_batch(spark) -> None:
+    df, model = frame(spark, (5, 0, 4)), SparkModel(Parts())
+    xs = np.array([row.x for row in df.collect()])
+    result = model.predict(
+        df, key="id", features="x", function=errors, scalar=True, output="error", batch_size=2
+    )
+    assert result.schema.simpleString() == "struct<id:bigint,error:float>"
+    np.testing.assert_allclose([row.error for row in result.collect()], xs[:, 2] ** 2, atol=1e-6)
+
+    def several(output, batch):
+        return {"error": errors(output, batch), "code": output["code"], "unused": None}
+
+    found = model.predict(df, key="id", features="x", function=several, outputs=["code", "error"], output="p")
+    assert found.columns == ["id", "p_code", "p_error"]
+    rows = found.collect()
+    np.testing.assert_allclose(np.array([row.p_code for row in rows]), xs[:, :2], atol=1e-6)
+    np.testing.assert_allclose(np.array([row.p_error for row in rows])[:, 0], xs[:, 2] ** 2, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (
+            lambda output, batch: output["again"].sum(),
+            "function must return one tensor with a row for each of 3 rows",
+        ),
+        (
+            lambda output, batch: output["nothing"],
+            "KeyError: 'nothing'\nraised by the function that predict was given",
+        ),
+    ],
+    ids=["form", "raises"],
+)
+def test_a_function_that_does_not_fit_is_named(spark, function, text) -> None:
+    with pytest.raises(PythonException, match=text):
+        SparkModel(Parts()).predict(frame(spark, (3,)), key="id", features="x", function=function).collect()
+
+
+LOSSES = [
+    (nn.CrossEntropyLoss(), "auto", lambda y: y.softmax(1)),
+    (None, "softmax", lambda y: y.softmax(1)),
+    (nn.NLLLoss(), "auto", torch.exp),
+    (nn.MSELoss(), lambda y: y.square() / y.square().sum(1, keepdim=True), None),
+]
+
+
+@pytest.mark.parametrize(
+    ("loss", "activation", "expected_of"), LOSSES, ids=["loss", "named", "nll", "function"]
+)
+def test_class_and_probability(spark, loss, activation, expected_of) -> None:
+    df, network = frame(spark, (6, 0, 5)), nn.Sequential(Network())
+    if isinstance(loss, nn.NLLLoss):
+        network.append(nn.LogSoftmax(1))
+    result = SparkModel(network, loss=loss).predict(
+        df, key="id", features="x", returns=["probability", "class"], activation=activation, batch_size=4
+    )
+    kinds = "struct<id:bigint,prediction_probability:double,prediction_class:int>"
+    assert result.schema.simpleString() == kinds
+    outputs = torch.from_numpy(expected(network, [row.x for row in df.collect()])).double()
+    probabilities = (expected_of or activation)(outputs)
+    found = result.collect()
+    assert [row.prediction_class for row in found] == probabilities.argmax(1).tolist()
+    chosen = probabilities.max(1).values
+    np.testing.assert_allclose([row.prediction_probability for row in found], chosen, atol=1e-6)
+
+
+def test_class_of_one_number(spark) -> None:
+    df = spark.createDataFrame([(0, [-3.0] * 3), (1, [2.0] * 3), (2, None)], "id int, x array<float>")
+    model = SparkModel(Shaped("(B, 1)"), loss=nn.BCEWithLogitsLoss())
+    both = {"key": "id", "features": "x", "returns": ("class", "probability", "output"), "on_bad_row": "skip"}
+    rows = model.predict(df.coalesce(1), **both, scalar=True).collect()
+    assert [row.prediction_class for row in rows] == [0, 1, None]
+    assert [row.prediction for row in rows] == [-3.0, 2.0, None]
+    sure = [1 - 1 / (1 + np.exp(3.0)), 1 / (1 + np.exp(-2.0))]
+    np.testing.assert_allclose([row.prediction_probability for row in rows[:2]], sure, atol=1e-7)
+    assert rows[2].prediction_probability is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "text"),
+    [
+        (
+            "(B, 3)",
+            {"returns": "class"},
+            "(?s)must become probabilities, received numbers from -1.25 to 3.*softmax",
+        ),
+        (
+            "(B, 2, 3)",
+            {"returns": "class"},
+            r"must be \(B, classes\) or one number a row, received \(1, 2, 3\)",
+        ),
+        ("(B, 3)", {"scalar": True}, r"scalar=True an output must be one number a row, received \(1, 3\)"),
+    ],
+)
+def test_outputs_without_a_class_or_not_one_number(spark, kind, options, text) -> None:
+    df = spark.createDataFrame([(1, [0.5, -1.25, 3.0])], ["id", "x"]).coalesce(1)
+    with pytest.raises(PythonException, match=text):
+        SparkModel(Shaped(kind)).predict(df, key="id", features="x", **options).collect()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"returns": "classes"}, "returns: expected one or more of 'output', 'class', 'probability'"),
+        ({"returns": []}, "returns: expected"),
+        ({"returns": ("class", "class")}, "returns: expected"),
+        ({"returns": "class", "activation": "relu"}, "activation: expected"),
+        ({"scalar": 1}, "scalar: expected True or False"),
+        ({"function": "mean"}, "function: expected function"),
+        ({"workers_per_node": 0}, "workers_per_node: expected a whole number of at least 1, received 0"),
+        ({"key": "prediction_class", "returns": "class"}, "different names"),
+    ],
+    ids=str,
+)
+def test_options_of_what_is_returned(spark, options, text) -> None:
+    df = frame(spark, (3,)).withColumn("prediction_class", F.lit(1))
+    with no_jobs(spark), pytest.raises(OptionError, match=text):
+        SparkModel(Network()).predict(df, **{"key": "id", "features": "x", **options})
+
+
+def test_regularization_is_added_to_each_score(spark) -> None:
+    df = frame(spark, (4, 3)).withColumn("y", F.col("id") % 2)
+    model = SparkModel(Network(), loss=nn.CrossEntropyLoss())
+    given = {"key": "id", "features": "x", "label": "y"}
+    plain = [row.score for row in model.score(df, **given).collect()]
+    more = sum(p.detach().square().sum().item() for p in model.network.parameters())
+    found = model.score(
+        df, **given, regularization=lambda net: sum(p.square().sum() for p in net.parameters())
+    )
+    np.testing.assert_allclose([row.score for row in found.collect()], np.array(plain) + more, rtol=1e-6)
+    with pytest.raises(OptionError, match="regularization: expected function"):
+        model.score(df, **given, regularization=0.1)
+    with pytest.raises(PythonException, match=r"regularization must return one number, received \(16, 3\)"):
+        model.score(df, **given, regularization=lambda net: net.layers[0].weight).collect()
+
+
+def test_skewed_partitions_and_keys_that_repeat_or_are_null(spark) -> None:
+    df = frame(spark, (0, 1, 0, 2000, 3))
+    pair = df.withColumn("a", F.expr("if(id % 5 = 0, null, id % 7)")).withColumn(
+        "b", F.expr("string(id % 3)")
+    )
+    rows = pair.collect()
+    network = Network()
+    by_size = []
+    for batch_size in (1000, 37):
+        found = (
+            SparkModel(network).predict(pair, key=["a", "b"], features="x", batch_size=batch_size).collect()
+        )
+        assert [(row.a, row.b) for row in found] == [(row.a, row.b) for row in rows]
+        by_size.append(np.array([row.prediction for row in found]))
+    np.testing.assert_allclose(by_size[0], by_size[1], atol=1e-6)
+    np.testing.assert_allclose(by_size[0], expected(network, [row.x for row in rows]), atol=1e-6)

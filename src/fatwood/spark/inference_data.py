@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import pyarrow as pa
 from pyspark import RDD
@@ -23,7 +23,8 @@ from fatwood.errors import OptionError
 from fatwood.files import Files
 from fatwood.pieces import divided
 from fatwood.spark.batches import rows_of_rdd
-from fatwood.spark.columns import Columns, find_field, named_column
+from fatwood.spark.columns import ROW_ID, Columns, find_field, named_column, resolve_columns
+from fatwood.spark.connect import is_connect
 from fatwood.spark.feeds import FrameFeed, PiecesFeed, Reader, SharesReader
 from fatwood.spark.given import ParquetReader, Selection, feed_of, require_no_columns, session
 from fatwood.spark.inference_rows import SIZE
@@ -55,6 +56,8 @@ class InferenceData:
     """See `InferenceOrder`."""
     decoders: Mapping[str, Decoder]
     reader: Reader | None = None
+    numbering: bool = False
+    """Whether tasks have to number the rows themselves."""
 
     @property
     def spark(self) -> SparkSession:
@@ -82,6 +85,8 @@ def inference_data(
     if isinstance(data, RDD):
         return _of_rdd(data, selection, key, keyed=keyed)
     names = _key_names(key, data) if keyed else ()
+    if keyed and _is_stream(data):
+        return _of_stream(data, selection, names)
     feed = feed_of(data, replace(selection, keys=names))
     if isinstance(feed, FrameFeed):
         return _of_frame(feed.df, feed.columns, names)
@@ -93,7 +98,10 @@ def _of_frame(df: DataFrame, columns: Columns, names: Sequence[str]) -> Inferenc
     keys = tuple(find_field(df, name) for name in names)
     # a key may itself be called "features" or "row_id"
     selected = [named_column(field.name).alias(f"key_{i}") for i, field in enumerate(keys)]
-    frame = df.select(*selected, *columns.packed, *_lengths(columns))
+    packed = columns.packed
+    if df.isStreaming:  # Spark numbers none of its rows
+        packed[0] = F.lit(0).cast("bigint").alias(ROW_ID)
+    frame = df.select(*selected, *packed, *_lengths(columns))
     found = {item.name: _measured(item) for item in columns.items}
     layout = columns.layout([size for item in columns.items for size in _sizes(item)])
     return InferenceData(
@@ -103,7 +111,21 @@ def _of_frame(df: DataFrame, columns: Columns, names: Sequence[str]) -> Inferenc
         keys=keys,
         measured={name: count for name, count in found.items() if count is not None},
         decoders=columns.decoders,
+        numbering=df.isStreaming,
     )
+
+
+def _is_stream(data: object) -> TypeGuard[DataFrame]:
+    return (isinstance(data, DataFrame) or is_connect(data)) and bool(data.isStreaming)  # type: ignore[attr-defined]
+
+
+def _of_stream(df: DataFrame, selection: Selection, names: Sequence[str]) -> InferenceData:
+    """A stream's rows, whose numbers begin again with every micro-batch."""
+    if selection.features is None:
+        text = "features: expected the columns that the network is called with, received None"
+        raise OptionError(text, hint="features='pixels', or a list of columns")
+    columns = resolve_columns(df, selection.features, selection.label, selection.weight, text=selection.text)
+    return _of_frame(df, columns, names)
 
 
 def _without_dots(frame: DataFrame) -> DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -10,11 +11,13 @@ from typing import Any
 from fatwood.data import OnBadRow
 from fatwood.data.preprocessing import Transform
 from fatwood.errors import OptionError
+from fatwood.spark.delivery import deliver
 from fatwood.spark.given import Selection, texts_of
 from fatwood.spark.inference_data import InferenceData, inference_data
 from fatwood.spark.inference_rows import InferenceOrder
 from fatwood.spark.reports import TOGETHER
 from fatwood.spark.shipping import ship
+from fatwood.spark.turns import Turns
 from fatwood.train import AnyLoss, Keys, losses_of, require_labels, takes_batch
 
 __all__ = ["NO_TRANSFORMS", "order_of", "require_label", "rows_of"]
@@ -55,25 +58,31 @@ def order_of(
     *,
     names: Sequence[str] = (),
     outputs: Keys = None,
+    returns: Sequence[str] = ("output",),
+    scalar: bool = False,
+    workers_per_node: int | None = None,
 ) -> InferenceOrder:
     """What the tasks are told, the caller's options checked.
 
     Args:
         rows: From :func:`rows_of`.
-        parts: ``network``, and ``loss`` if there is one.
+        parts: ``network``, ``loss`` if there is one, and what else the tasks need of the user's; see `Parts.others`.
         batch_size: Rows of a forward pass.
         on_bad_row: What to do with bad rows.
         names: Of the columns of the result.
         outputs: Of the network, to predict.
+        returns: What of each.
+        scalar: Whether an output is one number a row.
+        workers_per_node: How many tasks of a host may be computing at a time; None for all.
     """
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        text = f"batch_size: expected a whole number of at least 1, received {batch_size!r}"
-        raise OptionError(text)
+    _require_count("batch_size", batch_size)
+    if workers_per_node is not None:
+        _require_count("workers_per_node", workers_per_node)
     if on_bad_row not in ("error", "skip"):
         text = f"on_bad_row: expected 'error' or 'skip', received {on_bad_row!r}"
         raise OptionError(text)
     return InferenceOrder(
-        shipped=ship({**parts, "decoders": rows.decoders}),
+        delivered=deliver(rows.spark, {**parts, "decoders": rows.decoders}),
         reading=None if rows.reader is None else ship({"reader": rows.reader}),
         columns=rows.names,
         layout=rows.layout,
@@ -85,7 +94,17 @@ def order_of(
         batch_size=batch_size,
         on_bad_row=on_bad_row,
         outputs=outputs,
+        returns=tuple(returns),
+        scalar=scalar,
+        turns=None if workers_per_node is None else Turns(secrets.token_hex(8), workers_per_node),
+        numbering=rows.numbering,
     )
+
+
+def _require_count(where: str, count: object) -> None:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        text = f"{where}: expected a whole number of at least 1, received {count!r}"
+        raise OptionError(text)
 
 
 def require_label(where: str, rows: InferenceData, loss: AnyLoss | None) -> None:

@@ -7,7 +7,8 @@ the most frequent length of the first Arrow batch that has any.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, Literal
 
@@ -21,7 +22,10 @@ from pyspark import TaskContext
 from fatwood.data import ROW_BITS, SKIP_HINT, Batch, Decoder, Field, Group, Layout, OnBadRow, Rows
 from fatwood.data.layout import row_ids_of
 from fatwood.errors import DataError
+from fatwood.spark.delivery import Delivered, rebuilt
+from fatwood.spark.memory import Halving
 from fatwood.spark.shipping import unship
+from fatwood.spark.turns import Turns
 from fatwood.train import AnyLoss, Keys, losses_of
 
 __all__ = [
@@ -44,8 +48,8 @@ SIZE = "size"
 class InferenceOrder:
     """All that a task is told."""
 
-    shipped: bytes
-    """Network, loss and decoders, from :func:`fatwood.spark.shipping.ship`."""
+    delivered: Delivered
+    """Network, loss, decoders, and what else the task needs of the user's, from :func:`fatwood.spark.delivery.deliver`."""
     layout: Layout
     """Of the rows, without decoders."""
     measured: Mapping[str, int]
@@ -67,6 +71,14 @@ class InferenceOrder:
     """Of the columns of the result: keys, and outputs in the order of their keys."""
     outputs: Keys = None
     """Of the network, to predict."""
+    returns: tuple[str, ...] = ("output",)
+    """What of each output, in the order of its columns."""
+    scalar: bool = False
+    """Whether an output is one number a row, and its column no array."""
+    turns: Turns | None = None
+    """For the minibatches of all tasks on a host; None for as many as there are tasks."""
+    numbering: bool = False
+    """Whether the task numbers its rows, as Spark numbers none of a stream."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +89,17 @@ class Parts:
     """In evaluation mode, as the loss is where it is a module."""
     loss: AnyLoss | None
     decoders: Mapping[str, Decoder]
+    others: Mapping[str, Any] = field(default_factory=dict)
+    """By name, what belongs to one kind of task alone."""
 
 
 def load(order: InferenceOrder) -> Parts:
     """What was shipped, with as many threads as the task has cores."""
     context = TaskContext.get()
     torch.set_num_threads(max(1, context.cpus() if context is not None else 1))
-    parts = Parts(**{"loss": None, "decoders": {}, **unship(order.shipped)})
+    found = {"loss": None, "decoders": {}, **rebuilt(order.delivered)}
+    named = {name: found.pop(name) for name in ("network", "loss", "decoders")}
+    parts = Parts(**named, others=found)
     losses = None if parts.loss is None else losses_of(parts.loss)
     for part in (parts.network, parts.loss, *(() if losses is None else losses.parts.values())):
         if isinstance(part, torch.nn.Module):
@@ -94,8 +110,14 @@ def load(order: InferenceOrder) -> Parts:
 def rows_of_task(batches: Iterator[pa.RecordBatch], order: InferenceOrder) -> Iterator[pa.RecordBatch]:
     """The rows that Spark sent, or that the tasks of the numbers that it sent have to read."""
     if order.reading is None:
+        first = partition_id() << ROW_BITS
         for batch in batches:
-            yield batch.rename_columns(list(order.columns))
+            named = batch.rename_columns(list(order.columns))
+            if order.numbering:
+                ids = pa.array(np.arange(first, first + len(named)))
+                named = named.set_column(order.keys, order.columns[order.keys], ids)
+                first += len(named)
+            yield named
         return
     reader = unship(order.reading)["reader"]
     for batch in batches:
@@ -138,8 +160,10 @@ class Minibatches:
         self._layout = replace(order.layout, decoders=decoders)
         self._unknown = dict(order.measured)
         self._nested = {name: count for name, count in order.measured.items() if count}
-        self._size = batch_size or order.batch_size
         self._on_bad_row = order.on_bad_row
+        self._turns = order.turns
+        self.halving = Halving(batch_size or order.batch_size)
+        """For what does not fit into memory."""
 
     def __call__(self, arrow: pa.RecordBatch) -> tuple[Iterator[Batch], NDArray[np.bool_]]:
         """An Arrow batch of n rows.
@@ -148,7 +172,8 @@ class Minibatches:
             arrow: With the columns of the layout, and those of lengths.
 
         Returns:
-            Its good rows as minibatches, each padded by itself, and which rows ``(n,)`` these are.
+            Its good rows as minibatches, each padded by itself, and which rows ``(n,)`` these are. A minibatch is there when
+            it is its turn, which it has until the next one is asked for.
 
         Raises:
             DataError: A row is bad, and that is an error.
@@ -166,8 +191,12 @@ class Minibatches:
         return self._minibatches(rows, layout), kept
 
     def _minibatches(self, rows: Rows, layout: Layout) -> Iterator[Batch]:
-        for start in range(0, len(rows), self._size):
-            yield layout.batch(rows.part(start, min(start + self._size, len(rows))).copy())
+        start = 0
+        while start < len(rows):
+            stop = min(start + self.halving.rows, len(rows))
+            with nullcontext() if self._turns is None else self._turns.taken():
+                yield layout.batch(rows.part(start, stop).copy())
+            start = stop
 
 
 def _shape(arrow: pa.RecordBatch, name: str, count: int) -> tuple[int, ...] | None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 import io
 import os
+import pickle  # what cloudpickle writes, it reads
 import sys
 import sysconfig
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import cloudpickle
 import torch
 
-from fatwood.errors import ShippingError
+from fatwood.errors import FatwoodError, ShippingError
 
 __all__ = ["installed_folders", "is_within", "ship", "unship"]
 
@@ -27,18 +28,19 @@ _OUR_PACKAGES = ("fatwood", "pyspark", "py4j")
 _MAX_DEPTH = 30
 
 
-def ship(parts: Mapping[str, Any]) -> bytes:
+def ship(parts: Mapping[str, Any], *, apart: Callable[[Any], Any] | None = None) -> bytes:
     """Pickle a dict of named parts.
 
     Args:
         parts: For example ``{"network": net, "loss": loss}``; the names are for the error message.
+        apart: Asked for every object: None, or what :func:`unship` is to ask `given` for in its place.
 
     Raises:
         ShippingError: Something does not pickle; the message names the place, for example ``network.encoder.lock``.
     """
     with _user_modules_by_value():
         try:
-            return _dumps(dict(parts))
+            return _dumps(dict(parts), apart)
         except Exception as error:
             for name, value in parts.items():
                 reason = _reason(value)
@@ -54,14 +56,22 @@ def ship(parts: Mapping[str, Any]) -> bytes:
             raise ShippingError(text) from error
 
 
-def unship(shipped: bytes) -> dict[str, Any]:
+def unship(shipped: bytes, *, given: Callable[[Any], Any] | None = None) -> dict[str, Any]:
     """The parts that :func:`ship` pickled, on an executor.
+
+    Args:
+        shipped: From :func:`ship`, on the driver.
+        given: The objects that were set apart, by what stood for them.
 
     Raises:
         ShippingError: They cannot be rebuilt here.
     """
     try:
-        return dict(cloudpickle.loads(shipped))
+        if given is None:
+            return dict(cloudpickle.loads(shipped))
+        return dict(_Unpickler(shipped, given).load())
+    except FatwoodError:
+        raise
     except Exception as error:
         text = f"network, loss, optimizer or strategy cannot be rebuilt on an executor: {type(error).__name__}: {error}"
         hint = "packages that they use must be installed on the executors, in the driver's versions"
@@ -77,6 +87,28 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         return super().reducer_override(obj)
 
 
+class _ApartPickler(_Pickler):
+    """Leaves out what goes another way."""
+
+    def __init__(self, file: io.BytesIO, apart: Callable[[Any], Any]) -> None:
+        super().__init__(file)
+        self._apart = apart
+
+    def persistent_id(self, obj: Any) -> Any:
+        return self._apart(obj)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Asks for what came another way."""
+
+    def __init__(self, shipped: bytes, given: Callable[[Any], Any]) -> None:
+        super().__init__(io.BytesIO(shipped))
+        self._given = given
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self._given(pid)
+
+
 class _PartPickler(_Pickler):
     """Leaves out what a part refers back to, so that a part fails for a reason of its own or not at all."""
 
@@ -88,9 +120,9 @@ class _PartPickler(_Pickler):
         return id(obj) if id(obj) in self._above else None
 
 
-def _dumps(value: Any) -> bytes:
+def _dumps(value: Any, apart: Callable[[Any], Any] | None = None) -> bytes:
     with io.BytesIO() as file:
-        _Pickler(file).dump(value)
+        (_Pickler(file) if apart is None else _ApartPickler(file, apart)).dump(value)
         return file.getvalue()
 
 
