@@ -5,7 +5,7 @@
 
 Rows lie in Spark's cache, in memory; two tasks run on `local[2]`, each with one thread; results go to Spark's `noop` sink. Networks:
 `mlp` (100 numbers, 64 hidden units, 10 classes; minibatches of 1024) and `resnet18` (3 x 32 x 32 numbers, 11 million parameters, the layers
-of torchvision's ResNet-18, which is not needed; minibatches of 64; its rows are a quarter of a second of work for one core).
+of torchvision's ResNet-18, which is not needed; minibatches of 64; a row is some 2 ms of work for one core).
 
 * fatwood: `SparkModel.predict`.
 * predict_batch_udf: PySpark's own, the same network and minibatches. `over_predict_batch_udf` is fatwood over it.
@@ -383,7 +383,7 @@ def main() -> None:
             of = found["weights"] = weights(spark, given.weights_mb)
             headline["weights_mb"] = of["large"]["pss_mb"] - of["small"]["pss_mb"]
     if given.json:
-        print(json.dumps({**headline, "found": found}, indent=1))
+        print(json.dumps({**headline, "found": found}))
         return
     for kind, ways in found.items():
         for name, values in ways.items():

@@ -31,7 +31,7 @@ def test_every_page_is_listed_and_tested() -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings(
     "ignore:unclosed running multiprocessing pool:ResourceWarning"
-)  # PySpark's CrossValidator
+)  # of CrossValidator
 @pytest.mark.parametrize("name", sorted(LEAST))
 def test_the_blocks_run(spark, tmp_path, monkeypatch, name) -> None:
     monkeypatch.chdir(tmp_path)

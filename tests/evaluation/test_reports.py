@@ -53,7 +53,7 @@ def test_json_with_a_metric_of_torchmetrics() -> None:
     )
     text = Reports({"r2": report, "loss": Loss()}).to_json()
     assert Reports.from_json(text, {"r2": regression.R2Score()})["r2"] == report
-    with pytest.raises(UserError, match=r"Reports.from_json\(text, \{name: metric\}\)"):
+    with pytest.raises(UserError, match=r"Reports\.from_json\(text, metrics\)"):
         Reports.from_json(text)
 
 

@@ -146,15 +146,10 @@ def test_groups_of_odd_values_and_bad_rows(table) -> None:
         F.expr("if(id = 7, 9, y)").alias("y"),
         F.expr("if(id % 2 = 0, double('nan'), double(id % 3))").alias("d"),
         F.expr("case when id = 7 then binary('b') when id = 8 then null else binary('a') end").alias("b"),
-    ).withColumn("x", F.expr("if(d = 2 and b is not null and rand() < 0, null, x)"))
+    )
     model = SparkModel(make_network())
     found = model.evaluate(df, by="d", **COLUMNS, on_bad_row="skip")
-    assert [str(value) for value in found] == ["0.0", "1.0", "2.0", "nan"] or set(map(str, found)) == {
-        "0.0",
-        "1.0",
-        "2.0",
-        "nan",
-    }
+    assert list(map(str, found)) == ["0.0", "1.0", "2.0", "nan"]
     assert found[math.nan].rows == ROWS // 2
     assert [report.skipped for value, report in found.items() if value == 1.0] == [1]
     assert sum(report.skipped for report in found.values()) == 1

@@ -98,9 +98,7 @@ def test_bad_rows_and_bad_columns(spark) -> None:
         PythonException, match=r"DataError: partition 0, row 1: column 'features': expected 2 finite"
     ):
         df.select(SparkModel(Sum()).udf()("x")).collect()
-    with pytest.raises(
-        PythonException, match=r"udf: expected numbers, .*received string"
-    ):
+    with pytest.raises(PythonException, match=r"udf: expected numbers, .*received string"):
         df.select(SparkModel(Sum()).udf()(F.lit("a"))).collect()
     with pytest.raises(PythonException, match="with scalar=True an output must be one number a row"):
         df.limit(1).select(SparkModel(Sum()).udf(returns="float")("x")).collect()

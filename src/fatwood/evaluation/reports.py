@@ -79,12 +79,12 @@ class Reports(Mapping[str, Report]):
         return text
 
     @classmethod
-    def from_json(cls, source: str | os.PathLike[str], metrics: Mapping[str, Any] | None = None) -> Reports:
+    def from_json(cls, source: str | os.PathLike[str], metrics: object = None) -> Reports:
         """The inverse of :meth:`to_json`.
 
         Args:
             source: What :meth:`to_json` returned, or the file that it wrote.
-            metrics: For each name that is a metric of torchmetrics, the metric, made as the one that was written.
+            metrics: What the evaluation was asked for; needed where some of that is of torchmetrics, whose options JSON does not hold.
 
         Raises:
             UserError: They are no reports, or a metric is missing.
@@ -95,10 +95,11 @@ class Reports(Mapping[str, Report]):
         if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
             text = f"reports: expected an object of reports by name, received {parts!r:.60}"
             raise UserError(text, hint=UNCHANGED)
+        asked = {} if metrics is None else _named(metrics)
         found: dict[str, Report] = {}
         for name, part in parts.items():
-            text, metric = json.dumps(part), (metrics or {}).get(name)
-            found[name] = Report.from_json(text) if metric is None else TorchMetric.from_json(text, metric)
+            like, text = asked.get(name), json.dumps(part)
+            found[name] = read_like(like, text) if isinstance(like, TorchMetric) else Report.from_json(text)
         return cls(found)
 
     def to_html(self, uri: str | os.PathLike[str] | None = None, title: str = "Evaluation") -> str:

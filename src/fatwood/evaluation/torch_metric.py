@@ -309,9 +309,7 @@ class TorchMetric(Report):
         text = (
             f"TorchMetric: expected the metric that the report is of, {state.get('metric')!r}, received none"
         )
-        raise UserError(
-            text, hint="TorchMetric.from_json(text, metric), or Reports.from_json(text, {name: metric})"
-        )
+        raise UserError(text, hint="TorchMetric.from_json(text, metric), or Reports.from_json(text, metrics)")
 
 
 def snake_case(name: str) -> str:

@@ -75,7 +75,7 @@ def columns_of(outputs: Column, meaning: Meaning) -> dict[str, Column]:
     if kind == "class":
         outputs = _sized(outputs, kind, F.size(outputs) > 1)
         probability = _activated(outputs, activation)
-        prediction = (F.array_position(outputs, F.array_max(outputs)) - 1).cast("double")
+        prediction = (F.call_function("array_position", outputs, F.array_max(outputs)) - 1).cast("double")
         return {
             "rawPrediction": _vector(outputs),
             "probability": _vector(probability),

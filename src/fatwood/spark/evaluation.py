@@ -210,7 +210,10 @@ def _by_group(answers: Sequence[Any], columns: int, wanted: Metrics | None) -> d
 
 def _in_order(groups: Mapping[tuple[Any, ...], object]) -> list[tuple[Any, ...]]:
     try:
-        return sorted(groups, key=lambda group: [(value is not None, value) for value in group])
+        # null first, NaN last
+        return sorted(
+            groups, key=lambda group: [(value is not None, value != value, value) for value in group]
+        )
     except TypeError:
         return list(groups)
 
