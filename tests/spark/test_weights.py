@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from itertools import chain
-from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -234,29 +235,30 @@ def test_workers_per_node_is_a_number(limit) -> None:
         _require_count("workers_per_node", limit)
 
 
-def _hold(name: str, ready) -> None:
-    with Turns(name, 1).taken():
-        ready.set()
-        time.sleep(60)
+HOLDER = """
+import sys, time
+from fatwood.spark.turns import Turns
+with Turns(sys.argv[1], 1).taken():
+    print("taken", flush=True)
+    time.sleep(60)
+"""
 
 
 def test_a_holder_that_dies_gives_its_turn_back() -> None:
-    processes = get_context("spawn")
-    ready, turns = processes.Event(), Turns(f"test-{os.getpid()}", 1)
-    holder = processes.Process(target=_hold, args=(turns.name, ready))
-    holder.start()
-    try:
-        assert ready.wait(60)
-        text = r"workers_per_node: expected one of 1 turns on host .* in time"
-        with pytest.raises(ClusterError, match=text), turns.taken(wait_seconds=0.1):
-            pass
-        holder.kill()
-        holder.join(10)
-        with turns.taken(wait_seconds=10):
-            pass
-    finally:
-        holder.kill()
-        holder.join(10)
+    turns = Turns(f"test-{os.getpid()}", 1)
+    command = [sys.executable, "-c", HOLDER, turns.name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "taken\n"
+            text = r"workers_per_node: expected one of 1 turns on host .* in time"
+            with pytest.raises(ClusterError, match=text), turns.taken(wait_seconds=0.1):
+                pass
+            holder.kill()
+            holder.wait(10)
+            with turns.taken(wait_seconds=10):
+                pass
+        finally:
+            holder.kill()
 
 
 def test_turns_are_taken_by_one_thread_after_the_other() -> None:
