@@ -30,10 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line(
             "filterwarnings", f"ignore:{unclosed}:pytest.PytestUnraisableExceptionWarning"
         )
-        # PySpark 3.5 compares versions so.
-        config.addinivalue_line(
-            "filterwarnings", "ignore:distutils Version classes are deprecated:DeprecationWarning"
-        )
+        # What PySpark 3.5 does by itself.
+        for text in ("distutils Version classes are deprecated", "is_datetime64tz_dtype is deprecated"):
+            config.addinivalue_line("filterwarnings", f"ignore:{text}:DeprecationWarning")
 
 
 @pytest.fixture(scope="session")

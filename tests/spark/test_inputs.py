@@ -22,6 +22,11 @@ pytestmark = pytest.mark.spark
 PIXELS = np.arange(12, dtype=np.uint8).reshape(2, 2, 3) * 20
 
 
+def arrow_of(df) -> pa.Table:
+    """`toArrow`, which only Spark 4 has."""
+    return df.toArrow() if hasattr(df, "toArrow") else pa.Table.from_batches(df._collect_as_arrow())
+
+
 def png(pixels) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
@@ -80,7 +85,7 @@ def minibatch(data, selection, directory, *, on_bad_row="error"):
     feed = feed_of(data, selection)
     opened = feed.opened(None)
     shares = opened.shares(workers=1, seed=1, shuffle=False)
-    rows = shares.frame.toArrow().to_batches() if shares.reader is None else shares.reader.batches(0)
+    rows = arrow_of(shares.frame).to_batches() if shares.reader is None else shares.reader.batches(0)
     with PartitionData(
         rows,
         opened.layout,
@@ -106,7 +111,7 @@ def test_every_description_becomes_its_tensor(df, files, tmp_path, form) -> None
     selection = Selection(features=FEATURES, label=label, weight="importance")
     data = {"frame": df, "files": files, "arrow": None}[form]
     if form == "arrow":
-        data = df.toArrow()
+        data = arrow_of(df)
     batch, _ = minibatch(data, selection, tmp_path)
     found = batch.features
     assert list(found) == list(FEATURES)
@@ -140,7 +145,7 @@ def test_labels_of_steps_and_inputs_by_position(df, files, tmp_path) -> None:
         feed = feed_of(data, selection)
         opened = feed.opened(None)
         shares = opened.shares(workers=1, seed=1, shuffle=False)
-        rows = shares.frame.toArrow().to_batches() if shares.reader is None else shares.reader.batches(0)
+        rows = arrow_of(shares.frame).to_batches() if shares.reader is None else shares.reader.batches(0)
         checked, _ = opened.layout.check(
             pa.Table.from_batches(rows).combine_chunks().to_batches()[0], on_bad_row="error"
         )

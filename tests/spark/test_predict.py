@@ -184,9 +184,10 @@ def test_keys_of_every_type_are_untouched(spark) -> None:
         "k_map map<string, struct<v: double>>"
     )
     from pyspark.ml.linalg import VectorUDT
-    from pyspark.sql.types import ArrayType, FloatType, StructType
+    from pyspark.sql.types import ArrayType, FloatType
 
-    fields = StructType.fromDDL(schema).add("k_vector", VectorUDT()).add("x", ArrayType(FloatType()))
+    known = spark.createDataFrame([], schema).schema
+    fields = known.add("k_vector", VectorUDT()).add("x", ArrayType(FloatType()))
     nulls = (*[None] * (len(fields) - 1), [0.0, 0.0, 1.0])
     df = spark.createDataFrame([tuple(whole), nulls, tuple(whole)], fields).coalesce(1)
     # Metadata and a column that cannot be null travel too.
