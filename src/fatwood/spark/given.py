@@ -132,8 +132,9 @@ def _small(data: object) -> DataFrame | None:
         spark = session()
         try:
             return spark.createDataFrame(data)
-        except TypeError:  # before Spark 4
-            return spark.createDataFrame(data.to_pandas())
+        except TypeError:  # before Spark 4, where pandas could not say what arrays of arrays are, either
+            rows = [tuple(row.values()) for row in data.to_pylist()]
+            return spark.createDataFrame(rows, from_arrow_schema(data.schema))
     if type(data).__module__.partition(".")[0] == "pandas" and hasattr(data, "columns"):
         return session().createDataFrame(data)
     return None
