@@ -1,4 +1,4 @@
-"""One Spark session for all tests that are marked ``spark``, and one server of Spark Connect; each starts when it is asked for."""
+"""What tests share, each started when it is asked for: a Spark session, a server of Spark Connect, an HDFS, an S3 server."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ import pytest
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+    from fatwood.testing.hdfs import Hdfs
+    from fatwood.testing.s3 import S3
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,6 +67,10 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
         # Only the quick compiler: these JVMs live for a minute, and starting them is most of the wait.
         "spark.driver.extraJavaOptions": f"-XX:TieredStopAtLevel=1 -Djava.io.tmpdir={folder}",
         "spark.local.dir": str(folder / "local"),
+        "spark.python.daemon.module": "fatwood.spark.daemon",
+        # A worker that crashes says where. Once, in thousands of tasks, one of a test without PyTorch was gone without a word.
+        "spark.python.worker.faulthandler.enabled": "true",
+        "spark.sql.execution.pyspark.udf.faulthandler.enabled": "true",
         "spark.sql.catalogImplementation": "in-memory",
         "spark.sql.shuffle.partitions": "4",
         "spark.sql.warehouse.dir": str(folder / "warehouse"),
@@ -84,6 +91,37 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hdfs]:
+    """A real HDFS on loopback: ``uri`` of its root, ``options`` for its store, ``web`` of the root by WebHDFS."""
+    from fatwood.errors import ClusterError
+    from fatwood.testing.hdfs import hdfs_cluster, hdfs_jars
+
+    pytest.importorskip("hdfs_native", reason="HDFS: pip install 'fatwood[hdfs]'")
+    pytest.importorskip("pyspark", reason="HDFS: what finds Java is a part of fatwood.spark")
+    from fatwood.spark.session import find_java
+
+    if find_java() is None:
+        pytest.skip("HDFS: no Java on PATH or in JAVA_HOME")
+    try:
+        hdfs_jars()
+    except ClusterError as error:
+        pytest.skip(str(error))
+    with hdfs_cluster(parent=tmp_path_factory.mktemp("hdfs")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A real S3 server on loopback: ``uri`` of an empty bucket, ``options`` for its store."""
+    from fatwood.testing.s3 import s3_server
+
+    for name in ("s3fs", "moto", "flask", "flask_cors"):
+        pytest.importorskip(name, reason="S3: pip install s3fs 'moto[s3]' flask flask-cors")
+    with s3_server(parent=tmp_path_factory.mktemp("s3")) as running:
+        yield running
 
 
 _SERVER = "org.apache.spark.sql.connect.service.SparkConnectServer"
@@ -114,6 +152,7 @@ def connect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.driver.host": "127.0.0.1",
         "spark.driver.extraJavaOptions": f"-XX:TieredStopAtLevel=1 -Djava.io.tmpdir={folder}",
+        "spark.driver.memory": "3g",
         "spark.local.dir": folder / "local",
         "spark.log.level": "ERROR",
         "spark.sql.catalogImplementation": "in-memory",

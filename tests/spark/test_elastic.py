@@ -111,6 +111,24 @@ class Late:
         Path(self.folder, "come").touch()
 
 
+class Busy:
+    """A cluster that has no slot for a lost worker's job until it is let go; a local session always has one."""
+
+    def __init__(self, monkeypatch) -> None:
+        self._held: list[tuple[WorkerJobs, int]] = []
+        self._restart = WorkerJobs.restart
+        monkeypatch.setattr(WorkerJobs, "restart", lambda jobs, rank: self._held.append((jobs, rank)))
+
+    def let_go(self) -> None:
+        for jobs, rank in self._held:
+            self._restart(jobs, rank)
+
+
+@pytest.fixture
+def busy(monkeypatch) -> Busy:
+    return Busy(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def df(spark):
     return spark.range(0, ROWS, 1, 4).selectExpr("float(id / 120) x", "float(id) y").cache()
@@ -313,7 +331,7 @@ def test_a_slow_worker_only_delays_and_is_named(df, nothing_left, faults) -> Non
         waited = worker.waited_seconds
         assert max(waited, key=lambda rank: waited[rank]) == 2
         assert waited[2] > CALLS * 0.1 * 0.7
-        assert waited[2] <= worker.seconds["exchange"]
+        assert waited[2] <= worker.seconds["exchange"] + 0.1  # the digests are compared outside of a phase
     assert fitted.stats.workers[2].waited_seconds.get(0, 0.0) < CALLS * 0.1
 
 
@@ -321,8 +339,7 @@ def test_a_slow_worker_only_delays_and_is_named(df, nothing_left, faults) -> Non
 
 
 @on_spark
-def test_too_few_workers_are_held_and_then_starve(df, nothing_left, tmp_path, faults, caplog) -> None:
-    late = Late(tmp_path / "faults")
+def test_too_few_workers_are_held_and_then_starve(df, nothing_left, busy, faults, caplog) -> None:
     faults.kill(rank=1, call=4)
     with (
         caplog.at_level(logging.INFO, logger="fatwood.job"),
@@ -330,8 +347,7 @@ def test_too_few_workers_are_held_and_then_starve(df, nothing_left, tmp_path, fa
             WorkerLost, match=r"^workers \[1\] of 3 did not come back within 1 s: worker 1 on host"
         ),
     ):
-        fit(df, faults.wrap(distance), optimizer=late, min_workers=WORKERS, rejoin_timeout_seconds=1.0)
-    late.let_come()
+        fit(df, faults.wrap(distance), min_workers=WORKERS, rejoin_timeout_seconds=1.0)
     said = [record.getMessage() for record in caplog.records]
     assert "training waits: workers [0, 2] are there, min_workers=3" in said
     assert_nothing_lost(fit(df), epochs=1)
@@ -339,13 +355,11 @@ def test_too_few_workers_are_held_and_then_starve(df, nothing_left, tmp_path, fa
 
 @on_spark
 def test_without_min_workers_the_others_train_their_rows_and_then_starve(
-    df, nothing_left, tmp_path, faults
+    df, nothing_left, busy, faults
 ) -> None:
-    late = Late(tmp_path / "faults")
     faults.kill(rank=1, call=4)
     with pytest.raises(WorkerLost, match=r"^workers \[1\] of 3 did not come back within 1 s: ") as caught:
-        fit(df, faults.wrap(distance), optimizer=late, rejoin_timeout_seconds=1.0)
-    late.let_come()
+        fit(df, faults.wrap(distance), rejoin_timeout_seconds=1.0)
     assert "checkpoints=" in str(caught.value.hint)
     calls = Counter(call.rank for call in faults.calls())
     assert (calls[0], calls[2]) == (CALLS, CALLS)
@@ -354,13 +368,11 @@ def test_without_min_workers_the_others_train_their_rows_and_then_starve(
 
 @on_spark
 def test_with_min_workers_the_rows_of_who_stays_away_are_given_up_and_counted(
-    df, nothing_left, tmp_path, faults
+    df, nothing_left, busy, faults
 ) -> None:
-    late = Late(tmp_path / "faults")
     faults.kill(rank=1, call=4)
-    model = make_model(faults.wrap(distance), optimizer=late)
+    model = make_model(faults.wrap(distance))
     fitted = fit(df, model=model, min_workers=1, rejoin_timeout_seconds=1.0, epochs=2)
-    late.let_come()
     stats = fitted.stats
     assert kinds(fitted) == ["lost", "abandoned"]
     assert [worker.rank for worker in stats.workers] == [0, 2]
@@ -376,21 +388,20 @@ def test_with_min_workers_the_rows_of_who_stays_away_are_given_up_and_counted(
 
 @on_spark
 def test_a_worker_that_was_given_up_may_still_come_back(
-    df, nothing_left, seen, meanwhile, tmp_path, faults
+    df, nothing_left, seen, meanwhile, busy, tmp_path, faults
 ) -> None:
-    late = Late(tmp_path / "faults")
     gate = Gate(tmp_path, faults.kill(rank=1, call=4).wrap(distance), rank=0, call=CALLS + 3)
 
     def release() -> None:
         try:
             seen.wait(lambda: any(e.body["abandoned"] for e in seen.of("view")), "worker 1 is given up")
-            late.let_come()
+            busy.let_go()
             seen.wait(lambda: seen.of("view")[-1].body["ranks"] == [0, 1, 2], "worker 1 is back")
         finally:
             gate.let_go()
 
     meanwhile(release)
-    fitted = fit(df, gate, optimizer=late, min_workers=1, rejoin_timeout_seconds=0.5, epochs=3)
+    fitted = fit(df, gate, min_workers=1, rejoin_timeout_seconds=0.5, epochs=3)
     stats = fitted.stats
     assert kinds(fitted) == ["lost", "abandoned", "rejoined"]
     assert [worker.rank for worker in stats.workers] == [0, 1, 2]

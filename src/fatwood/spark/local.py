@@ -27,6 +27,7 @@ def local_session(cores: int) -> Iterator[SparkSession]:
     options: dict[str, bool | float | int | str | None] = {
         "spark.driver.host": "127.0.0.1",
         "spark.log.level": "ERROR",
+        "spark.python.daemon.module": "fatwood.spark.daemon",
         "spark.sql.shuffle.partitions": str(cores),
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",

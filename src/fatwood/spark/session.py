@@ -16,7 +16,7 @@ import pyspark
 from pyspark.sql import DataFrame, SparkSession
 
 from fatwood.errors import ClusterError, OptionError
-from fatwood.spark.connect import connect_slots, is_connect, is_stopped, require_classic, require_connect
+from fatwood.spark.connect import connect_slots, is_connect, is_stopped, require_connect
 
 __all__ = [
     "available_slots",
@@ -102,7 +102,7 @@ def require_slots(spark: SparkSession, workers: int | None, *, wait_seconds: flo
     """Checks that `workers` tasks can run at once, as the workers of a training job must.
 
     Args:
-        spark: A classic session.
+        spark: Of either kind.
         workers: Tasks that must run at the same moment; ``None`` for as many as can now.
         wait_seconds: How long to wait for executors that have not registered yet.
 
@@ -110,9 +110,8 @@ def require_slots(spark: SparkSession, workers: int | None, *, wait_seconds: flo
         The number of workers.
 
     Raises:
-        ClusterError: There are fewer slots, or the session is one of Spark Connect.
+        ClusterError: There are fewer slots.
     """
-    require_classic(spark, "workers")
     wanted = 1 if workers is None else workers
     slots = available_slots(spark, wanted=wanted, wait_seconds=wait_seconds)
     if slots >= wanted and (workers is not None or slots < sys.maxsize):
@@ -120,7 +119,7 @@ def require_slots(spark: SparkSession, workers: int | None, *, wait_seconds: flo
     if workers is None:
         message = "workers: expected a number, since dynamic allocation sets no bound, received None"
         raise OptionError(message, hint="pass workers=..., or set spark.dynamicAllocation.maxExecutors")
-    master = spark.sparkContext.master
+    master = "the server" if is_connect(spark) else str(spark.sparkContext.master)
     if _is_local(master):
         remedy = f"start the session with master local[{workers}]"
     else:

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from pyspark import SparkContext
 from pyspark.sql import DataFrame, SparkSession
@@ -31,7 +31,7 @@ from pyspark.sql import DataFrame, SparkSession
 from fatwood.errors import ClusterError
 from fatwood.spark.action import BackgroundAction, end_actions
 
-__all__ = ["JobEnded", "PlanFailed", "WorkerJobs"]
+__all__ = ["JobEnded", "Jobs", "PlanFailed", "WorkerJobs", "small_arrow_batches"]
 
 _KILL_SECONDS = 10.0
 _BYTES_LIMIT = "spark.sql.execution.arrow.maxBytesPerBatch"
@@ -58,8 +58,21 @@ class PlanFailed:
     """What Spark raised, or a `ClusterError`."""
 
 
+class Jobs(Protocol):
+    """What a :class:`fatwood.spark.watch.Watch` does with the Spark jobs of workers."""
+
+    def next_event(self) -> JobEnded | PlanFailed | None:
+        """Return the next event, or None when there is none."""
+
+    def restart(self, rank: int) -> None:
+        """Run a worker again whose job has ended."""
+
+    def kill(self, rank: int) -> None:
+        """End a worker's job."""
+
+
 @contextmanager
-def _small_arrow_batches(spark: SparkSession) -> Iterator[None]:
+def small_arrow_batches(spark: SparkSession) -> Iterator[None]:
     """While a plan is made: rows come in batches of some megabytes, unless the user has set how many.
 
     Spark's own limit is 64 MB, which a worker would have several times in memory. Spark before it had the limit has that of
@@ -160,7 +173,7 @@ class WorkerJobs:
         self._rows = None  # with it Spark's cleaner may remove the shuffle's files
 
     def _prepare(self) -> None:
-        with _small_arrow_batches(self._frame.sparkSession):
+        with small_arrow_batches(self._frame.sparkSession):
             rows = self._frame._jdf.javaRDD()
         partitions = rows.getNumPartitions()
         if partitions != self._workers:
