@@ -223,10 +223,19 @@ def test_a_rank_out_of_range_is_refused(coordinate, rank):
 def test_nobody_is_seated_before_it_is_ready(coordinate):
     coordinator = coordinate(2)
     with _puppet(coordinator, 0), _puppet(coordinator, 1, ready=False) as late:
-        assert _kinds(_events(coordinator, 2)) == [(0, "joined"), (1, "joined")]
+        assert sorted(_kinds(_events(coordinator, 2))) == [(0, "joined"), (1, "joined")]
         assert coordinator.next_event(0.1) is None
         late.send(FrameKind.READY, timeout_seconds=1)
         assert _kinds(_events(coordinator, 1)) == [(-1, "view")]
+
+
+def test_waiting_for_members_to_leave(coordinate):
+    coordinator = coordinate(2)
+    assert coordinator.wait_until_left(0.0)
+    with _puppet(coordinator, 0):
+        _events(coordinator, 1)
+        assert not coordinator.wait_until_left(0.1)
+    assert coordinator.wait_until_left(5.0)
 
 
 def test_the_missing_are_named_after_the_start_timeout(coordinate):

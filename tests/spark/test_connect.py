@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -15,15 +14,14 @@ from pyspark import StorageLevel
 from pyspark.sql import functions as F
 from torch import nn
 
-from fatwood import AllReduce, Batch, Classification, Files, Parquet, SparkModel
+from fatwood import Batch, Classification, Files, Parquet, SparkModel
 from fatwood.data.inputs import DenseColumn, SequenceColumn
 from fatwood.errors import ClusterError, DataError, OptionError, SchemaError, UserCodeError
 from fatwood.spark.caching import persist
 from fatwood.spark.connect import is_connect
 from fatwood.spark.failures import failure_of_spark, spark_errors
 from fatwood.spark.partitions import has_fixed_partitions
-from fatwood.spark.session import available_slots, require_slots, require_spark
-from fatwood.spark.shards import write_shards
+from fatwood.spark.session import available_slots, require_spark
 
 pytestmark = [
     pytest.mark.spark,
@@ -192,18 +190,6 @@ def test_errors_keep_their_names(table) -> None:
         SparkModel(make_network()).evaluate(table, features="z", label="y")
     with pytest.raises(DataError, match="at least one usable row"):
         SparkModel(make_network()).evaluate(table.limit(0), features="x", label="y")
-
-
-def test_training_is_refused(connect, table, tmp_path) -> None:
-    sgd = partial(torch.optim.SGD, lr=0.1)
-    model = SparkModel(make_network(), loss=nn.CrossEntropyLoss(), optimizer=sgd, strategy=AllReduce())
-    instead = r"evaluate, predict and score work in Spark Connect; for this, use a classic session"
-    with pytest.raises(ClusterError, match=rf"fit: .*received data of Spark Connect[\s\S]*{instead}"):
-        model.fit(table, features="x", label="y")
-    with pytest.raises(ClusterError, match=rf"write_shards: [\s\S]*{instead}"):
-        write_shards(table, tmp_path / "shards")
-    with pytest.raises(ClusterError, match=instead):
-        require_slots(connect, None)
 
 
 def test_caches(connect, caplog) -> None:

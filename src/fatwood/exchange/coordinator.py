@@ -139,6 +139,11 @@ class Coordinator:
             self._membership.finish()
             self._tell(self._guests, FrameKind.STOP, {"reason": reason})
 
+    def wait_until_left(self, timeout_seconds: float) -> bool:
+        """Wait until no member is there any more; return whether that is so."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._guests, timeout_seconds)
+
     def close(self) -> None:
         """Hang up on everybody and end all threads; idempotent. Members that are still there stop."""
         with self._changed:

@@ -42,6 +42,7 @@ from fatwood.spark.failures import describe_failure, rebuild_failure, spark_erro
 from fatwood.spark.session import available_slots
 from fatwood.spark.shipping import ship, unship
 from fatwood.spark.streams import packed, unpacked
+from fatwood.storage import Location
 
 __all__ = ["BatchRows", "CountedFiles", "count_files", "rows_of_rdd"]
 
@@ -106,7 +107,7 @@ def rows_of_rdd(rdd: RDD[Any], spark: SparkSession) -> BatchRows:
     )
 
 
-def count_files(spark: SparkSession, files: Files, uris: Sequence[str]) -> CountedFiles:
+def count_files(spark: SparkSession, files: Files, uris: Sequence[str | Location]) -> CountedFiles:
     """The rows of each file and what its minibatch is made of, in one job that calls the loader once for each.
 
     Args:
@@ -134,7 +135,7 @@ def count_files(spark: SparkSession, files: Files, uris: Sequence[str]) -> Count
     finally:
         given.destroy()
     facts = sorted((json.loads(answer.facts) for answer in answers), key=lambda fact: int(fact["number"]))
-    schema = _agreed("the files", [(uris[fact["number"]], fact) for fact in facts])
+    schema = _agreed("the files", [(str(uris[fact["number"]]), fact) for fact in facts])
     return CountedFiles(tuple(int(fact["rows"]) for fact in facts), schema)
 
 
@@ -222,7 +223,7 @@ def _pack(
 
 
 def _count(
-    batches: Iterator[pa.RecordBatch], shipped: bytes, uris: Sequence[str]
+    batches: Iterator[pa.RecordBatch], shipped: bytes, uris: Sequence[str | Location]
 ) -> Iterator[pa.RecordBatch]:
     """What the files of the numbers that come are made of, as JSON."""
     files = Files(uris, unship(shipped)["loader"])
@@ -234,7 +235,7 @@ def _count(
                 continue  # input that is left unread would cost Spark this Python process
             try:
                 rows, own, found = files.inspect(uris[number])
-                with _named(uris[number]):
+                with _named(str(uris[number])):
                     merged = schema if own is None else _merged(schema, own)
             except UserError as error:
                 failed = True

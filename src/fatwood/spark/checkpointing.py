@@ -162,10 +162,10 @@ class CheckpointWriter:
             finally:
                 _remove(found)
 
-    def _write(self, uri: str, number: int, found: _Collected) -> None:
+    def _write(self, uri: storage.URI, number: int, found: _Collected) -> None:
         manifest = {"about": self._about, "agreements": number}
         storage.write_atomic(uri, lambda file: write_snapshot(file, manifest=manifest, parts=found.parts))
-        self.last = uri
+        self.last = str(uri)
         self.written += 1
         LOG.info("wrote %s", uri)
         try:
@@ -207,7 +207,7 @@ class Resumed:
                 raise OptionError(text, hint=hint)
 
 
-def resume(uri: str, directory: Path) -> Resumed:
+def resume(uri: str | storage.Location, directory: Path) -> Resumed:
     """Read a checkpoint.
 
     Args:
@@ -217,7 +217,7 @@ def resume(uri: str, directory: Path) -> Resumed:
     Raises:
         StorageError: There is none, or it is damaged.
     """
-    found = uri if uri.endswith(".fwc") else latest_checkpoint(uri)
+    found = uri if str(uri).endswith(".fwc") else latest_checkpoint(uri)
     if found is None:
         text = f"resume_from: expected a checkpoint or a folder with one, received {uri}, where there is none"
         hint = "resume_from=fatwood.latest_checkpoint(folder) is None where there is none, and begins anew"
@@ -233,7 +233,7 @@ def resume(uri: str, directory: Path) -> Resumed:
             if name.startswith("worker-")
         }
         ledger = Ledger.from_json(shared["ledger"])
-        return Resumed(uri=found, about=about, network=shared["network"], ledger=ledger, states=states)
+        return Resumed(uri=str(found), about=about, network=shared["network"], ledger=ledger, states=states)
     except (KeyError, TypeError, ValueError, FatwoodError) as error:
         text = f"{found}: expected the parts of a checkpoint, received {sorted(snapshot.parts)}: {error}"
         raise StorageError(text, hint="resume from an older one") from error
@@ -253,7 +253,7 @@ def require_usable(policy: Checkpoints, resumed: Resumed | None) -> None:
     newer = [uri for step, uri in list_snapshots(policy.uri) if resumed is None or step > resumed.agreements]
     if newer:
         text = f"checkpoints: expected a folder without checkpoints after the one to resume from, received {newer[-1]}"
-        hint = f"pass resume_from={newer[-1]!r} to go on from it, choose another folder, or delete it"
+        hint = f"pass resume_from={str(newer[-1])!r} to go on from it, choose another folder, or delete it"
         raise OptionError(text, hint=hint)
     probe = storage.join(policy.uri, ".fatwood-probe")
     storage.write_atomic(probe, _write_probe)

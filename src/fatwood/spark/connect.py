@@ -1,7 +1,7 @@
 """Spark Connect: what a driver without a JVM of its own is told, where a classic one asks the JVM.
 
-A Connect session evaluates, predicts and scores: these send one task to each partition and read its answer. Training does not
-work there, since its workers call back to the driver, which a client behind one gRPC port is not to them.
+Evaluation, prediction and scores send one task to each partition and read its answer. Workers that train call back to the driver,
+which a client behind one gRPC port is not to them, so there the job's first task takes the driver's part (:mod:`fatwood.spark.barrier`).
 
 =========================  ==================================  ============================================
 asked                      classic session                     Connect
@@ -10,6 +10,7 @@ tasks at the same moment   the scheduler                       the default paral
 what tasks are told        a broadcast                         part of the function that is sent
 levels of caches           the plan, and all that it reads     the DataFrame's own
 whether partitions stay    the plan                            no: not known
+training                   a job for each worker               one barrier stage
 =========================  ==================================  ============================================
 """
 
@@ -41,7 +42,7 @@ _CLASSIC_HINT: Final = (
     "use a classic session: SparkSession.builder.master(...) without .remote(...), "
     "SPARK_REMOTE unset and spark.api.mode=classic"
 )
-_WORKS: Final = "evaluate, predict and score work in Spark Connect; for this, "
+_WORKS: Final = "fit, evaluate, predict and score work in Spark Connect; for this, "
 _ERRORS: Final = "pyspark.errors.exceptions.connect"
 _OF_SERVICE: Final = ("SparkConnectGrpcException", "SparkException", "UnknownException")
 """What a lost server and a job that failed otherwise are raised as; the others have names in Spark's catalogue of errors."""

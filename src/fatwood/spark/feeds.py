@@ -28,6 +28,7 @@ from fatwood.spark.columns import Columns, columns_of_fields
 from fatwood.spark.failures import spark_errors
 from fatwood.spark.session import available_slots
 from fatwood.spark.staying import Repartition, as_it_lies, stays
+from fatwood.storage import Location
 
 __all__ = [
     "BatchesFeed",
@@ -228,7 +229,7 @@ class PieceReader(Protocol):
         """The packed rows of a piece; row ids are ``file << 33 | row``."""
 
 
-FileList = Sequence[tuple[str, int]]
+FileList = Sequence[tuple[str | Location, int]]
 """URI and rows of each file."""
 
 
@@ -282,7 +283,7 @@ class _OpenPieces(OpenFeed):
         self._reader, self._other_reader = readers
         self._files = files
         self._others = others
-        self.layout = replace(layout, places=tuple(uri for uri, _ in (*files, *others)))
+        self.layout = replace(layout, places=tuple(str(uri) for uri, _ in (*files, *others)))
         self.rows = sum(rows for _, rows in files)
         self.validation_rows = sum(rows for _, rows in others)
 

@@ -6,17 +6,19 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fatwood.data.preprocessing import Transform
 from fatwood.errors import ClusterError, ProtocolError
+from fatwood.spark.barrier import run_barrier_training
 from fatwood.spark.checkpointing import CheckpointWriter
+from fatwood.spark.connect import is_connect
 from fatwood.spark.job import run_training
-from fatwood.spark.plan import FitOptions, FitState, plan_fit
-from fatwood.spark.run_state import RunState
+from fatwood.spark.plan import FitOptions, FitPlan, plan_fit
+from fatwood.spark.run_state import FitState, RunState, schema_of
 from fatwood.spark.watch import ENCODING_LOG, LOG, TrainingResult
 from fatwood.train import (
     Callbacks,
@@ -94,19 +96,16 @@ def fit(
     start = time.perf_counter()
     plan = plan_fit(data, job, options, directory=directory, before=before)
     callbacks.start(plan.info(job.network))
-    with ExitStack() as stack:
-        policy = options.elasticity.checkpoints
-        writer = None if policy is None else stack.enter_context(CheckpointWriter(policy, plan.about))
-        result = run_training(plan.frame, plan.order, plan.options, callbacks.tell, writer)
-        state_dict, ledger = _read_shared(result)
-        callbacks.tell(ledger.validations, ledger.records)  # the last report on the way was not quite the end
+    result, checkpoints = _trained(plan, callbacks)
+    state_dict, ledger = _read_shared(result)
+    callbacks.tell(ledger.validations, ledger.records)  # the last report on the way was not quite the end
     stats = _stats(
         result,
         ledger,
         rows_expected=_rows_expected(ledger, plan.rows),
         parameters=plan.parameters,
         seconds=time.perf_counter() - start,
-        checkpoints=0 if writer is None else writer.written,
+        checkpoints=checkpoints,
     )
     for finding in stats.findings:
         ENCODING_LOG.warning("%s", finding)
@@ -116,8 +115,26 @@ def fit(
         validations=tuple(ledger.validations),
         stopped=ledger.stopped,
     )
-    state = FitState(workers=plan.workers, epochs=ledger.epoch, states=result.states)
+    state = FitState(
+        workers=plan.workers,
+        epochs=ledger.epoch,
+        states=result.states,
+        schema=schema_of(plan.layout),
+    )
     return FitOutcome(state_dict=state_dict, state=state, fit=fitted, transforms=plan.layout.transforms)
+
+
+def _trained(plan: FitPlan, callbacks: Callbacks) -> tuple[TrainingResult, int]:
+    """What came back of the job, and how many checkpoints were written."""
+    if is_connect(plan.frame):
+        agreements = -1 if plan.resumed is None else plan.resumed.agreements
+        return run_barrier_training(
+            plan.frame, plan.order, plan.options, callbacks.tell, about=plan.about, agreements=agreements
+        )
+    policy = plan.options.elasticity.checkpoints
+    with nullcontext() if policy is None else CheckpointWriter(policy, plan.about) as writer:
+        result = run_training(plan.frame, plan.order, plan.options, callbacks.tell, writer)
+    return result, 0 if writer is None else writer.written
 
 
 def _read_shared(result: TrainingResult) -> tuple[dict[str, Any], Ledger]:

@@ -32,7 +32,7 @@ from fatwood.spark.watch import TrainingResult, Watch
 from fatwood.spark.workers import WorkerJobs
 from fatwood.train import Record, Rendezvous
 
-__all__ = ["JobOptions", "run_training"]
+__all__ = ["JobOptions", "rendezvous_of", "run_training"]
 
 _END_SECONDS = 10.0
 """How long the Spark jobs of finished workers may take to end by themselves."""
@@ -83,16 +83,7 @@ def run_training(
     elasticity = options.elasticity
     with ExitStack() as cleanup:  # every step is taken, also when Ctrl-C comes in the middle of another
         coordinator = cleanup.enter_context(_coordinator(rows.sparkSession, secret, options))
-        rendezvous = Rendezvous(
-            address=coordinator.address,
-            secret=secret,
-            identity=options.identity,
-            patience_seconds=max(elasticity.start_timeout_seconds, elasticity.rejoin_timeout_seconds)
-            + _LATE_SECONDS,
-            exchange_timeout_seconds=elasticity.exchange_timeout_seconds,
-            heartbeat_timeout_seconds=elasticity.heartbeat_timeout_seconds,
-            state_bytes=options.max_result_bytes,
-        )
+        rendezvous = rendezvous_of(options, coordinator.address, secret)
         broadcast = context.broadcast(order(rendezvous))
         cleanup.callback(_destroy, broadcast)
 
@@ -119,13 +110,35 @@ def run_training(
         return result
 
 
+def rendezvous_of(options: JobOptions, address: tuple[str, int], secret: bytes) -> Rendezvous:
+    """How the job's workers find and trust each other.
+
+    Args:
+        options: Of the job.
+        address: The coordinator's.
+        secret: The job's.
+    """
+    elasticity = options.elasticity
+    return Rendezvous(
+        address=address,
+        secret=secret,
+        identity=options.identity,
+        patience_seconds=max(elasticity.start_timeout_seconds, elasticity.rejoin_timeout_seconds)
+        + _LATE_SECONDS,
+        exchange_timeout_seconds=elasticity.exchange_timeout_seconds,
+        heartbeat_timeout_seconds=elasticity.heartbeat_timeout_seconds,
+        state_bytes=options.max_result_bytes,
+    )
+
+
 def _how_to_resume(checkpoints: Checkpoints | None, writer: CheckpointWriter | None) -> str:
     if checkpoints is None or writer is None:
         return "pass checkpoints=Checkpoints(uri=..., every_seconds=60) to fit, and a lost run can be resumed"
     if writer.last is None:
         return f"no checkpoint was written to {checkpoints.uri} yet: begin anew, with a shorter interval"
     return (
-        f"the last checkpoint is there: call fit with the same arguments and resume_from={str(writer.last)!r}"
+        "call fit with the same arguments and the folder of its checkpoints, of which the newest is taken: "
+        f"resume_from={str(checkpoints.uri)!r}"
     )
 
 

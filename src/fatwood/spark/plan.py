@@ -16,17 +16,20 @@ from fatwood.data.inputs import InputSpec, read_specs
 from fatwood.data.preprocessing import Transform
 from fatwood.errors import OptionError
 from fatwood.exchange import Identity, new_identity
+from fatwood.spark.barrier import require_barrier_options
 from fatwood.spark.checkpointing import Resumed, require_usable, resume
-from fatwood.spark.connect import require_classic
+from fatwood.spark.connect import is_connect
 from fatwood.spark.elasticity import Elasticity
 from fatwood.spark.given import Selection, feed_of, texts_of
 from fatwood.spark.job import JobOptions
 from fatwood.spark.preprocessing import fit_transforms
+from fatwood.spark.run_state import FitState
 from fatwood.spark.session import require_slots
 from fatwood.spark.shipping import ship
 from fatwood.spark.staying import Repartition
 from fatwood.spark.task import TaskOrder
 from fatwood.spark.validation import validation_feed
+from fatwood.storage import URI, absolute
 from fatwood.train import (
     AnyLoss,
     Recipe,
@@ -40,21 +43,10 @@ from fatwood.train import (
     takes_batch,
 )
 
-__all__ = ["FitOptions", "FitPlan", "FitState", "plan_fit"]
+__all__ = ["FitOptions", "FitPlan", "plan_fit"]
 
 _SHIPPED = ("network", "loss", "strategy", "callbacks")
 _SHIPPED_OF_RECIPE = ("optimizer", "scheduler")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitState:
-    """What a further fit needs to go on where one ended."""
-
-    workers: int
-    epochs: int
-    """Of the model's life until now."""
-    states: Mapping[int, Path]
-    """Each worker's optimizer, residual and threshold, as files; a worker that was lost at the end has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +75,7 @@ class FitOptions:
     """Spark tasks that train together; ``None`` takes all slots of the cluster."""
     elasticity: Elasticity
     """How the fit goes on when workers are lost."""
-    resume_from: str | None
+    resume_from: URI | None
     """A checkpoint, or a folder of them, to go on from."""
     encrypt: bool
     """Whether the workers' connections are encrypted."""
@@ -195,13 +187,16 @@ def plan_fit(
         text=texts_of(transforms),
     )
     feed = feed_of(data, selection)
-    require_classic(feed.spark, "fit")
+    if is_connect(feed.spark):
+        require_barrier_options(elasticity)
     if given.features is not None:
         _require_label(given.label, job.loss)
         require_labels(job.loss, None if given.label is None else read_specs("label", given.label).keys)
     held_out = validation_feed(given.validation, feed, selection)
     identity = new_identity() if given.encrypt else None
-    resumed = None if given.resume_from is None else resume(given.resume_from, directory / "resumed")
+    resumed = (
+        None if given.resume_from is None else resume(absolute(given.resume_from), directory / "resumed")
+    )
     if elasticity.checkpoints is not None:
         require_usable(elasticity.checkpoints, resumed)
     if resumed is not None:

@@ -47,8 +47,16 @@ class TaskOrder:
     work: WorkOrder
 
 
-def run_worker(batches: Iterator[pa.RecordBatch], order: TaskOrder) -> Iterator[pa.RecordBatch]:
-    """Train on one partition as one worker of the job. Runs on an executor, inside ``mapInArrow``."""
+def run_worker(
+    batches: Iterator[pa.RecordBatch], order: TaskOrder, *, network: Mapping[str, Any] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Train on one partition as one worker of the job. Runs on an executor, inside ``mapInArrow``.
+
+    Args:
+        batches: The partition's rows.
+        order: What to do.
+        network: A state dict for the network, in place of what it was sent with.
+    """
     from pyspark import TaskContext
 
     context = TaskContext.get()
@@ -61,6 +69,8 @@ def run_worker(batches: Iterator[pa.RecordBatch], order: TaskOrder) -> Iterator[
         try:
             if not member.finished:
                 parts = unship(order.shipped)
+                if network is not None:
+                    parts["network"].load_state_dict(dict(network))
                 layout = replace(order.work.layout, decoders=parts.pop("decoders"))
                 made_of = {name: parts.pop(name) for name in ("optimizer", "scheduler")}
                 job = TrainingJob(**parts, **order.options, recipe=Recipe(**made_of, **order.recipe))

@@ -15,7 +15,7 @@ from fatwood.errors import ClusterError, FatwoodError, ProtocolError, UserError,
 from fatwood.exchange import Coordinator, Event
 from fatwood.spark.checkpointing import CheckpointWriter
 from fatwood.spark.failures import failure_of_spark, rebuild_failure, severity
-from fatwood.spark.workers import JobEnded, PlanFailed, WorkerJobs
+from fatwood.spark.workers import JobEnded, Jobs, PlanFailed
 from fatwood.train import Incident, Record, WorkerStats, record_from_json
 
 __all__ = ["ENCODING_LOG", "LOG", "TrainingResult", "Watch"]
@@ -80,7 +80,7 @@ class Watch:
     def __init__(
         self,
         coordinator: Coordinator,
-        jobs: WorkerJobs,
+        jobs: Jobs,
         *,
         workers: int,
         start_timeout_seconds: float,

@@ -22,7 +22,7 @@ from fatwood.train.stats import FitStats, Incident, WorkerStats
 from fatwood.train.stopping import EarlyStopping
 from fatwood.train.strategies import AllReduce, DiLoCo, GradientSharing, ParameterAveraging
 from fatwood.train.strategy import Strategy
-from fatwood.train.telling import Record, record_from_json
+from fatwood.train.telling import Record, record_from_json, record_to_json
 from fatwood.train.timesource import checked_time_source
 from fatwood.train.trace import Trace, read_trace
 from fatwood.train.trimming import Trimmer
@@ -88,6 +88,7 @@ __all__ = [
     "pack",
     "read_trace",
     "record_from_json",
+    "record_to_json",
     "require_labels",
     "run_member",
     "split_callbacks",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -129,44 +128,56 @@ class FitStats:
             text = f"statistics of a fit: expected what FitStats.to_json gives, received something else ({error!r:.200})"
             raise OptionError(text) from error
 
-    def save(self, uri: str | os.PathLike[str]) -> None:
+    def save(self, uri: storage.URI, *, storage_options: Mapping[str, Any] | None = None) -> None:
         """Write a JSON file, for :meth:`load` and ``fatwood report``.
 
         Args:
             uri: Where; a scheme picks the store, a plain path is local.
+            storage_options: Arguments of the store's fsspec class, by name: address, credentials.
 
         Raises:
             StorageError: It cannot be written.
         """
         content = report.encode(self.to_json())
-        storage.write_atomic(uri, lambda file: file.writelines([content]))
+        storage.write_atomic(storage.location(uri, storage_options), lambda file: file.writelines([content]))
 
     @classmethod
-    def load(cls, uri: str | os.PathLike[str]) -> FitStats:
+    def load(cls, uri: storage.URI, *, storage_options: Mapping[str, Any] | None = None) -> FitStats:
         """Read what :meth:`save` wrote.
+
+        Args:
+            uri: Where; a scheme picks the store, a plain path is local.
+            storage_options: As for :meth:`save`.
 
         Raises:
             StorageError: It cannot be read, or is something else.
         """
-        content = storage.read_bytes(uri, max_bytes=_MAX_FILE_BYTES)
+        content = storage.read_bytes(storage.location(uri, storage_options), max_bytes=_MAX_FILE_BYTES)
         try:
             return cls.from_json(report.decode(content))
         except OptionError as error:
-            text = f"cannot read {os.fspath(uri)}: {error.message}"
+            text = f"cannot read {uri}: {error.message}"
             raise StorageError(text, hint=error.hint) from error
 
-    def to_html(self, uri: str | os.PathLike[str], *, title: str = "Fatwood training report") -> None:
+    def to_html(
+        self,
+        uri: storage.URI,
+        *,
+        title: str = "Fatwood training report",
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write one HTML page with timeline, curves and tables; it needs no network and no other file.
 
         Args:
             uri: Where; a scheme picks the store, a plain path is local.
             title: Of the page.
+            storage_options: As for :meth:`save`.
 
         Raises:
             StorageError: It cannot be written.
         """
         content = report.page(self.to_json(), title=title).encode()
-        storage.write_atomic(uri, lambda file: file.writelines([content]))
+        storage.write_atomic(storage.location(uri, storage_options), lambda file: file.writelines([content]))
 
     def to_arrow(self) -> dict[str, pa.Table]:
         """As tables, by name.
