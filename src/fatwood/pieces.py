@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +27,7 @@ import pyarrow as pa
 from fatwood.data import ROW_BITS
 from fatwood.errors import DamagedError, OptionError, StorageError
 from fatwood.shards import MANIFEST, ShardSet, is_data_file, open_parquet, read_manifest
-from fatwood.storage import absolute, join, list_folder, list_sizes
+from fatwood.storage import URI, Location, absolute, join, list_folder, list_sizes
 
 __all__ = ["Piece", "Span", "divide", "divided", "parquet_files", "parquet_schema", "read_piece"]
 
@@ -51,7 +50,7 @@ class Span(NamedTuple):
 class Piece:
     """Rows ``start`` to ``stop - 1`` of a Parquet file, for one worker to read."""
 
-    uri: str
+    uri: str | Location
     """Of the file."""
     file: int
     """Its number in the list of all files; the row ids tell it."""
@@ -106,7 +105,9 @@ def divide(rows_of_files: Sequence[int], workers: int, *, shuffle: bool, seed: i
     return shares
 
 
-def divided(files: Sequence[tuple[str, int]], workers: int, *, shuffle: bool, seed: int) -> list[list[Piece]]:
+def divided(
+    files: Sequence[tuple[str | Location, int]], workers: int, *, shuffle: bool, seed: int
+) -> list[list[Piece]]:
     """The pieces of each worker: :func:`divide` over what :func:`parquet_files` found.
 
     Args:
@@ -125,7 +126,7 @@ def divided(files: Sequence[tuple[str, int]], workers: int, *, shuffle: bool, se
     ]
 
 
-def parquet_files(uri: str | os.PathLike[str]) -> list[tuple[str, int]]:
+def parquet_files(uri: URI) -> list[tuple[str | Location, int]]:
     """The Parquet files at a place, sorted by name, with their rows.
 
     Args:
@@ -139,8 +140,8 @@ def parquet_files(uri: str | os.PathLike[str]) -> list[tuple[str, int]]:
         StorageError: There is nothing, a file is no Parquet, or something cannot be read.
     """
     place = absolute(uri)
-    folder, _, last = place.rstrip("/").rpartition("/")
-    folder = folder or "/"
+    above, _, last = str(place).rstrip("/").rpartition("/")
+    folder = replace(place, uri=above) if isinstance(place, Location) else above or "/"
     if any(sign in last for sign in "*?["):
         names = fnmatch.filter(list_folder(folder), last)
         return _with_rows([join(folder, name) for name in names if is_data_file(name)], place)
@@ -160,7 +161,7 @@ def parquet_files(uri: str | os.PathLike[str]) -> list[tuple[str, int]]:
     return _with_rows(found, place)
 
 
-def parquet_schema(uri: str | os.PathLike[str]) -> pa.Schema:
+def parquet_schema(uri: URI) -> pa.Schema:
     """The columns of one Parquet file.
 
     Args:
@@ -236,7 +237,7 @@ def _rows_of_batch(metadata: Any, groups: Sequence[int], most: int) -> int:
     return max(1, min(most, int(_BATCH_BYTES / max(widest, 1))))
 
 
-def _check(found: pa.Schema, columns: Sequence[str], expected: pa.Schema | None, uri: str) -> None:
+def _check(found: pa.Schema, columns: Sequence[str], expected: pa.Schema | None, uri: URI) -> None:
     for name in columns:
         if found.names.count(name) != 1:
             message = f"{uri}: column {name!r}: expected it once among the columns ({', '.join(found.names)})"
@@ -247,7 +248,7 @@ def _check(found: pa.Schema, columns: Sequence[str], expected: pa.Schema | None,
             raise StorageError(message, hint="all files that are read together must have the same columns")
 
 
-def _require_files(found: Sequence[object], place: str) -> None:
+def _require_files(found: Sequence[object], place: URI) -> None:
     if not found:
         message = f"{place}: expected Parquet files, found none"
         hint = (
@@ -259,7 +260,7 @@ def _require_files(found: Sequence[object], place: str) -> None:
         raise StorageError(message, hint="write fewer and larger files")
 
 
-def _is_file(folder: str, name: str) -> bool:
+def _is_file(folder: URI, name: str) -> bool:
     try:
         return name in list_folder(folder)
     except StorageError:
@@ -279,12 +280,12 @@ def _require_sizes(shards: ShardSet, sizes: Mapping[str, int | None]) -> None:
             )
 
 
-def _with_rows(uris: Sequence[str], place: str) -> list[tuple[str, int]]:
+def _with_rows(uris: Sequence[str | Location], place: URI) -> list[tuple[str | Location, int]]:
     _require_files(uris, place)
     with ThreadPoolExecutor(min(_THREADS, len(uris)), "fatwood-footers") as pool:
         return list(zip(uris, pool.map(_rows, uris), strict=True))
 
 
-def _rows(uri: str) -> int:
+def _rows(uri: URI) -> int:
     with open_parquet(uri) as parquet:
         return int(parquet.metadata.num_rows)

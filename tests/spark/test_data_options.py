@@ -28,7 +28,7 @@ from fatwood import (
 from fatwood.data import write_shards
 from fatwood.errors import DataError, OptionError
 from fatwood.spark.given import Selection, feed_of
-from fatwood.spark.workers import _small_arrow_batches
+from fatwood.spark.workers import small_arrow_batches
 
 pytestmark = pytest.mark.spark
 
@@ -217,7 +217,7 @@ def test_a_cache_that_hurts_is_warned_about(spark, caplog) -> None:
     assert caplog.text == ""
 
 
-def test_workers_get_small_arrow_batches_unless_the_user_has_chosen(spark) -> None:
+def test_workers_getsmall_arrow_batches_unless_the_user_has_chosen(spark) -> None:
     limit = "spark.sql.execution.arrow.maxBytesPerBatch"
     wide = spark.range(0, 3000, 1, 1).selectExpr(
         "transform(sequence(1, 784), x -> cast(x as double)) x", "id % 2 y"
@@ -227,7 +227,7 @@ def test_workers_get_small_arrow_batches_unless_the_user_has_chosen(spark) -> No
         if chosen is not None:
             spark.conf.set(limit, chosen)
         try:
-            with _small_arrow_batches(spark):
+            with small_arrow_batches(spark):
                 seen[chosen] = spark.conf.get(limit, None)
             assert spark.conf.get(limit, None) == chosen
         finally:

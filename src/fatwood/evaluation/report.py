@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,6 +13,7 @@ from torch import Tensor
 from fatwood import storage
 from fatwood.errors import UserError
 from fatwood.evaluation.sums import read_report
+from fatwood.evaluation.texts import read_text, write_text
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -25,7 +25,6 @@ __all__ = ["UNCHANGED", "Report"]
 UNCHANGED = "pass what to_json() returned or wrote, unchanged"
 """The hint of errors in a report's JSON."""
 
-_MAX_BYTES = 1 << 30
 _KINDS: dict[str, type[Report]] = {}
 
 
@@ -111,11 +110,14 @@ class Report(ABC):
 
         return [summary_table(self.summary())]
 
-    def to_json(self, uri: str | os.PathLike[str] | None = None) -> str:
+    def to_json(
+        self, uri: storage.URI | None = None, *, storage_options: Mapping[str, Any] | None = None
+    ) -> str:
         """The whole state as JSON text, which can be read, merged and updated; equal reports give equal text.
 
         Args:
             uri: A file on any storage to write it to as well.
+            storage_options: Arguments of the store's fsspec class, by name: address, credentials.
 
         Returns:
             Text for :meth:`from_json`.
@@ -125,15 +127,16 @@ class Report(ABC):
         """
         text = json.dumps({"report": self.KIND, "version": self.VERSION, **self.state()})
         if uri is not None:
-            storage.write_atomic(uri, lambda file: _write(file, text))
+            write_text(uri, text, storage_options)
         return text
 
     @classmethod
-    def from_json(cls, source: str | os.PathLike[str]) -> Self:
+    def from_json(cls, source: storage.URI, *, storage_options: Mapping[str, Any] | None = None) -> Self:
         """The inverse of :meth:`to_json`; ``Report.from_json`` reads a report of any kind.
 
         Args:
             source: What :meth:`to_json` returned, or the file that it wrote.
+            storage_options: Of the file's store, as for :meth:`to_json`.
 
         Returns:
             An equal report.
@@ -142,7 +145,7 @@ class Report(ABC):
             UserError: It is no such report, or of a newer version.
             StorageError: The file cannot be read.
         """
-        text = source if isinstance(source, str) and source.lstrip()[:1] in ("{", "[", "") else _read(source)
+        text = read_text(source, storage_options)
         state = read_report(
             text, getattr(cls, "KIND", None), {kind: of.VERSION for kind, of in _KINDS.items()}
         )
@@ -156,11 +159,14 @@ class Report(ABC):
             raise UserError(message, hint=UNCHANGED) from error
         return report
 
-    def to_html(self, uri: str | os.PathLike[str] | None = None) -> str:
+    def to_html(
+        self, uri: storage.URI | None = None, *, storage_options: Mapping[str, Any] | None = None
+    ) -> str:
         """One page with tables and figures, which needs no network.
 
         Args:
             uri: A file on any storage to write it to as well.
+            storage_options: Arguments of the store's fsspec class, by name: address, credentials.
 
         Returns:
             HTML.
@@ -172,7 +178,7 @@ class Report(ABC):
 
         text = page({self.KIND: self})
         if uri is not None:
-            storage.write_atomic(uri, lambda file: _write(file, text))
+            write_text(uri, text, storage_options)
         return text
 
     def _repr_html_(self) -> str:
@@ -185,15 +191,3 @@ class Report(ABC):
         return self.to_json() == other.to_json() if isinstance(other, Report) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]  # it changes
-
-
-def _write(file: Any, text: str) -> None:
-    file.write(text.encode())
-
-
-def _read(source: str | os.PathLike[str]) -> str:
-    try:
-        return storage.read_bytes(source, max_bytes=_MAX_BYTES).decode()
-    except UnicodeDecodeError as error:
-        message = f"{os.fspath(source)}: expected a report as JSON, received bytes that are no text"
-        raise UserError(message, hint=UNCHANGED) from error

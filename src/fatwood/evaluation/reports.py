@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ from fatwood.evaluation.report import UNCHANGED, Report
 from fatwood.evaluation.sums import read_report
 from fatwood.evaluation.texts import read_text, write_text
 from fatwood.evaluation.torch_metric import TorchMetric, snake_case
+from fatwood.storage import URI
 
 __all__ = ["Reports", "metrics_by_output", "read_like"]
 
@@ -60,11 +60,12 @@ class Reports(Mapping[str, Report]):
             raise UserError(text, hint="merge what the same metrics gave")
         return Reports({name: report.merge(other[name]) for name, report in self.items()})
 
-    def to_json(self, uri: str | os.PathLike[str] | None = None) -> str:
+    def to_json(self, uri: URI | None = None, *, storage_options: Mapping[str, Any] | None = None) -> str:
         """All of them as JSON text; equal reports give equal text.
 
         Args:
             uri: A file on any storage to write it to as well.
+            storage_options: Arguments of the store's fsspec class, by name: address, credentials.
 
         Returns:
             Text for :meth:`from_json`.
@@ -75,22 +76,25 @@ class Reports(Mapping[str, Report]):
         parts = ", ".join(f"{json.dumps(name)}: {report.to_json()}" for name, report in self.items())
         text = f'{{"report": "{self.KIND}", "version": {self.VERSION}, "reports": {{{parts}}}}}'
         if uri is not None:
-            write_text(uri, text)
+            write_text(uri, text, storage_options)
         return text
 
     @classmethod
-    def from_json(cls, source: str | os.PathLike[str], metrics: object = None) -> Reports:
+    def from_json(
+        cls, source: URI, metrics: object = None, *, storage_options: Mapping[str, Any] | None = None
+    ) -> Reports:
         """The inverse of :meth:`to_json`.
 
         Args:
             source: What :meth:`to_json` returned, or the file that it wrote.
             metrics: What the evaluation was asked for; needed where some of that is of torchmetrics, whose options JSON does not hold.
+            storage_options: Of the file's store, as for :meth:`to_json`.
 
         Raises:
             UserError: They are no reports, or a metric is missing.
             StorageError: The file cannot be read.
         """
-        state = read_report(read_text(source), cls.KIND, {cls.KIND: cls.VERSION})
+        state = read_report(read_text(source, storage_options), cls.KIND, {cls.KIND: cls.VERSION})
         parts = state.get("reports")
         if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
             text = f"reports: expected an object of reports by name, received {parts!r:.60}"
@@ -102,11 +106,18 @@ class Reports(Mapping[str, Report]):
             found[name] = read_like(like, text) if isinstance(like, TorchMetric) else Report.from_json(text)
         return cls(found)
 
-    def to_html(self, uri: str | os.PathLike[str] | None = None, title: str = "Evaluation") -> str:
+    def to_html(
+        self,
+        uri: URI | None = None,
+        title: str = "Evaluation",
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> str:
         """One page of all of them, which needs no network.
 
         Args:
             uri: A file on any storage to write it to as well.
+            storage_options: Arguments of the store's fsspec class, by name: address, credentials.
             title: Of the page.
 
         Returns:
@@ -119,7 +130,7 @@ class Reports(Mapping[str, Report]):
 
         text = page(self, title)
         if uri is not None:
-            write_text(uri, text)
+            write_text(uri, text, storage_options)
         return text
 
     def _repr_html_(self) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from fatwood import storage
 from fatwood.errors import UserError
@@ -13,11 +13,12 @@ __all__ = ["read_text", "write_text"]
 _MAX_BYTES: Final = 1 << 30
 
 
-def read_text(source: str | os.PathLike[str]) -> str:
+def read_text(source: storage.URI, storage_options: Mapping[str, Any] | None = None) -> str:
     """JSON text.
 
     Args:
         source: The text itself, or the file that holds it.
+        storage_options: Of the file's store; text goes without.
 
     Raises:
         UserError: The file holds no text.
@@ -26,23 +27,24 @@ def read_text(source: str | os.PathLike[str]) -> str:
     if isinstance(source, str) and source.lstrip()[:1] in ("{", "[", ""):
         return source
     try:
-        return storage.read_bytes(source, max_bytes=_MAX_BYTES).decode()
+        return storage.read_bytes(storage.location(source, storage_options), max_bytes=_MAX_BYTES).decode()
     except UnicodeDecodeError as error:
-        message = f"{os.fspath(source)}: expected a report as JSON, received bytes that are no text"
+        message = f"{source}: expected a report as JSON, received bytes that are no text"
         raise UserError(message, hint="pass what to_json() returned or wrote, unchanged") from error
 
 
-def write_text(uri: str | os.PathLike[str], text: str) -> None:
+def write_text(uri: storage.URI, text: str, storage_options: Mapping[str, Any] | None = None) -> None:
     """Write a file.
 
     Args:
         uri: On any storage.
         text: All of it.
+        storage_options: Of the file's store.
 
     Raises:
         StorageError: It cannot be written.
     """
-    storage.write_atomic(uri, lambda file: _write(file, text.encode()))
+    storage.write_atomic(storage.location(uri, storage_options), lambda file: _write(file, text.encode()))
 
 
 def _write(file: object, data: bytes) -> None:

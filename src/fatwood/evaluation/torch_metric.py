@@ -8,7 +8,6 @@ are joined once, when the value is asked for, unless joining a part at a time is
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
@@ -21,6 +20,7 @@ from fatwood.errors import UserError
 from fatwood.evaluation.report import UNCHANGED, Report
 from fatwood.evaluation.sums import checked_count, pack_array, read_report, unpack_array
 from fatwood.evaluation.texts import read_text
+from fatwood.storage import URI
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -260,12 +260,15 @@ class TorchMetric(Report):
         }
 
     @classmethod
-    def from_json(cls, source: str | os.PathLike[str], metric: Any = None) -> Self:
+    def from_json(
+        cls, source: URI, metric: Any = None, *, storage_options: Mapping[str, Any] | None = None
+    ) -> Self:
         """The inverse of :meth:`to_json`.
 
         Args:
             source: What :meth:`to_json` returned, or the file that it wrote.
             metric: Made as the one that was written; JSON does not hold its options.
+            storage_options: Of the file's store, as for :meth:`to_json`.
 
         Returns:
             An equal report.
@@ -274,7 +277,7 @@ class TorchMetric(Report):
             UserError: It is no such report, or of another metric, or the metric is missing.
             StorageError: The file cannot be read.
         """
-        state = read_report(read_text(source), cls.KIND, {cls.KIND: cls.VERSION})
+        state = read_report(read_text(source, storage_options), cls.KIND, {cls.KIND: cls.VERSION})
         if metric is None:
             return cls.from_state(state)
         report = cls(metric)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from fatwood.errors import OptionError, SchemaError, StorageError
 from fatwood.shards.manifest import MANIFEST, ShardFile, ShardSet, read_manifest, write_manifest
 from fatwood.shards.parquet import is_data_file, open_parquet
 from fatwood.shards.values import bad_rows, can_be_classes, rows_outside
-from fatwood.storage import delete, join, list_folder, open_read, write_atomic
+from fatwood.storage import URI, delete, join, list_folder, open_read, write_atomic
 
 __all__ = ["SET_ASIDE", "FileProblem", "ShardReport", "ValueProblem", "validate_shards"]
 
@@ -97,12 +96,13 @@ class ShardReport:
 
 
 def validate_shards(
-    uri: str | os.PathLike[str],
+    uri: URI,
     *,
     label: str | None = None,
     classes: int | None = None,
     columns: Sequence[str] | None = None,
     repair: Literal["report", "set_aside"] = "report",
+    storage_options: Mapping[str, Any] | None = None,
 ) -> ShardReport:
     """Read every byte of a shard directory and compare it with the manifest; look at every value.
 
@@ -118,6 +118,7 @@ def validate_shards(
         repair: ``"report"`` changes nothing. ``"set_aside"`` rewrites the manifest without the bad files, then moves them to
             ``<uri>/_set-aside/``; rows lost so are counted in the report and logged under ``fatwood.shards``. Bad values
             move no file: training has ``on_bad_row`` for them.
+        storage_options: Arguments of the store's fsspec class, by name: address, credentials.
 
     Raises:
         OptionError: `classes` without `label` or the other way round, or another `repair`.
@@ -133,7 +134,7 @@ def validate_shards(
     if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool) or classes < 1):
         message = f"classes: expected a whole number of at least 1, received {classes!r}"
         raise OptionError(message)
-    shards = read_manifest(uri)
+    shards = read_manifest(uri, storage_options=storage_options)
     wanted = _Wanted(_columns(shards, columns, label), label, classes or 0)
     names = frozenset(list_folder(shards.uri))
     with ThreadPoolExecutor(_THREADS, "fatwood-shards") as pool:
@@ -153,7 +154,7 @@ def validate_shards(
         if is_data_file(name) and name not in known
     ]
     report = ShardReport(
-        uri=shards.uri,
+        uri=str(shards.uri),
         files=len(shards.files),
         rows=shards.rows,
         file_problems=tuple(problems),
@@ -260,7 +261,7 @@ def _wrong_content(shards: ShardSet, file: ShardFile) -> FileProblem | None:
     return None
 
 
-def _bad_values(uri: str, wanted: _Wanted) -> Iterator[tuple[tuple[str, str], int]]:
+def _bad_values(uri: URI, wanted: _Wanted) -> Iterator[tuple[tuple[str, str], int]]:
     """(column, kind) and row of each bad value; each row once for a column and kind."""
     with open_parquet(uri) as parquet:
         start = 0
@@ -306,7 +307,7 @@ def _set_aside(shards: ShardSet, report: ShardReport, names: frozenset[str]) -> 
     return replace(report, set_aside=moved, rows_set_aside=lost)
 
 
-def _move(source: str, target: str) -> None:
+def _move(source: URI, target: URI) -> None:
     """Copy and delete: the one way that all stores know."""
 
     def write(file: BinaryIO) -> None:

@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from fatwood.errors import StorageError
-from fatwood.storage import absolute, join, list_folder, read_bytes, write_atomic
+from fatwood.storage import URI, Location, absolute, join, list_folder, location, read_bytes, write_atomic
 
 __all__ = ["MANIFEST", "ShardFile", "ShardSet", "read_manifest", "shard_name", "write_manifest"]
 
@@ -54,7 +54,7 @@ class ShardFile:
 class ShardSet:
     """A shard directory, as its manifest describes it."""
 
-    uri: str
+    uri: str | Location
     """Of the directory."""
     files: tuple[ShardFile, ...]
     """By number."""
@@ -87,23 +87,23 @@ def shard_name(number: int, count: int) -> str:
     return f"part-{number:0{width}d}-of-{count:0{width}d}.parquet"
 
 
-def read_manifest(uri: str | os.PathLike[str]) -> ShardSet:
+def read_manifest(uri: URI, *, storage_options: Mapping[str, Any] | None = None) -> ShardSet:
     """Read what a shard directory holds; no shard is opened.
 
     Args:
         uri: The directory; a scheme picks the store, a plain path is local.
+        storage_options: Arguments of the store's fsspec class, by name: address, credentials.
 
     Raises:
         StorageError: There is no manifest, it cannot be read, it is damaged, or a newer version wrote it.
     """
-    place = join(absolute(uri), MANIFEST)
+    uri = absolute(location(uri, storage_options))
+    place = str(join(uri, MANIFEST))
     if MANIFEST not in list_folder(uri):
-        message = (
-            f"{os.fspath(uri)}: expected a shard directory with {MANIFEST}, which is written last; found none"
-        )
+        message = f"{uri}: expected a shard directory with {MANIFEST}, which is written last; found none"
         hint = "check the path; a write_shards that was broken off leaves no manifest: run it again"
         raise StorageError(message, hint=hint)
-    text = read_bytes(place, max_bytes=_MAX_BYTES)
+    text = read_bytes(join(uri, MANIFEST), max_bytes=_MAX_BYTES)
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -121,7 +121,7 @@ def read_manifest(uri: str | os.PathLike[str]) -> ShardSet:
     rows = sum(file.rows for file in files)
     if found.get("rows") != rows:
         raise _wrong(place, f"rows: expected {rows}, the sum over the files", found.get("rows"))
-    return ShardSet(uri=absolute(uri), files=files, schema=_schema(place, found))
+    return ShardSet(uri=uri, files=files, schema=_schema(place, found))
 
 
 def write_manifest(shards: ShardSet) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fatwood.errors import DamagedError, FatwoodError, StorageError
-from fatwood.storage import open_read
+from fatwood.storage import URI, open_read
 
 __all__ = ["is_data_file", "open_parquet"]
 
@@ -26,7 +25,7 @@ def is_data_file(name: str) -> bool:
 
 
 @contextmanager
-def open_parquet(uri: str | os.PathLike[str]) -> Iterator[pq.ParquetFile]:
+def open_parquet(uri: URI) -> Iterator[pq.ParquetFile]:
     """A Parquet file, open while the block runs.
 
     Columns are read through buffers of at most 8 MiB, so a row group of any size is never whole in memory.
@@ -49,7 +48,7 @@ def open_parquet(uri: str | os.PathLike[str]) -> Iterator[pq.ParquetFile]:
         except FatwoodError:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:
-            message = f"cannot read {os.fspath(uri)} as Parquet: {type(error).__name__}: {error}"
+            message = f"cannot read {uri} as Parquet: {type(error).__name__}: {error}"
             # Arrow raises what it finds wrong in a file as an OSError, too, but without a number.
             of_the_system = isinstance(error, OSError) and error.errno is not None
             raise (StorageError if of_the_system else DamagedError)(message, hint=_HINT) from error

@@ -167,7 +167,7 @@ def _of_pieces(feed: PiecesFeed, names: Sequence[str], *, keyed: bool) -> Infere
     tasks = max(1, min(rows, available_slots(feed.spark)))
     return InferenceData(
         frame=feed.spark.range(0, tasks, 1, tasks),
-        layout=replace(layout, decoders={}, places=tuple(uri for uri, _ in files)),
+        layout=replace(layout, decoders={}, places=tuple(str(uri) for uri, _ in files)),
         keys=keys,
         key_types=kinds,
         numbered="file" if keys and kinds is None else None,

@@ -17,6 +17,7 @@ from pyspark import TaskContext
 from fatwood.data import Layout, OnBadRow
 from fatwood.data.fitting import Fitting, all_fitted
 from fatwood.data.preprocessing import Transform
+from fatwood.spark.delivery import hand_to_tasks
 from fatwood.spark.failures import describe_failure, rebuild_failure, spark_errors
 from fatwood.spark.feeds import Shares
 from fatwood.spark.shipping import ship, unship
@@ -60,16 +61,16 @@ def _one_pass(
 ) -> dict[str, Transform]:
     fitting = Fitting(layout, transforms)
     shipped = ship({"layout": layout, "transforms": dict(transforms), "reader": rows.reader})
-    broadcast = rows.frame.sparkSession.sparkContext.broadcast(shipped)
+    handed = hand_to_tasks(rows.frame.sparkSession, shipped)
 
     def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return _count_partition(batches, broadcast.value, on_bad_row)
+        return _count_partition(batches, handed.value, on_bad_row)
 
     try:
         with spark_errors():
             answers = rows.frame.mapInArrow(task, _SCHEMA).collect()
     finally:
-        broadcast.destroy()
+        handed.destroy()
     answers.sort(key=lambda answer: int(answer.partition))
     for answer in answers:
         if answer.failed:

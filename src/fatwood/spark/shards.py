@@ -12,12 +12,11 @@ publishes nothing (:mod:`fatwood.spark.shards_task`). The manifest comes before 
 from __future__ import annotations
 
 import logging
-import os
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 from pyspark.ml.functions import vector_to_array
@@ -61,13 +60,14 @@ _SAME_ROWS_HINT = (
 
 def write_shards(
     df: DataFrame,
-    uri: str | os.PathLike[str],
+    uri: storage.URI,
     *,
     rows_per_shard: int = 100_000,
     columns: Sequence[str] | None = None,
     shuffle: bool = True,
     seed: int = 0,
     overwrite: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> ShardSet:
     """Write the rows of a DataFrame as Parquet files of nearly equal size, with a manifest.
 
@@ -84,6 +84,7 @@ def write_shards(
             their order.
         seed: Of the hash; any 64-bit signed integer.
         overwrite: Whether shards that are there may be deleted, which happens before the first new one is written.
+        storage_options: Arguments of the store's fsspec class, by name: address, credentials; they travel to the executors.
 
     Returns:
         What was written. The rows in it were counted when they were written, and are as many as the frame has.
@@ -107,7 +108,7 @@ def write_shards(
     fields = _fields(df, columns)
     # By number: mapInArrow does not take a name such as "x.y".
     rows = df.select(*(_arrow_column(field).alias(f"c{i}") for i, field in enumerate(fields)))
-    folder = storage.absolute(uri)
+    folder = storage.absolute(storage.location(uri, storage_options))
     old = _old_files(folder, overwrite=overwrite)
     with spark_errors():
         counts = _counted(rows)
@@ -173,7 +174,7 @@ def _contains(kind: DataType, wanted: type[DataType]) -> bool:
     return isinstance(kind, wanted) or any(_contains(part, wanted) for part in inner)
 
 
-def _old_files(folder: str, *, overwrite: bool) -> list[str]:
+def _old_files(folder: storage.URI, *, overwrite: bool) -> list[str]:
     """What an earlier run left, to be deleted in this order."""
     names = storage.list_folder(folder)
     foreign = [name for name in names if is_data_file(name) and not _OURS.fullmatch(name)]
@@ -273,7 +274,7 @@ def _require_rows(files: Sequence[ShardFile], total: int, order: ShardOrder) -> 
         raise StorageError(message, hint=_SHARED_HINT)
 
 
-def _schema_of(folder: str, files: Sequence[ShardFile]) -> pa.Schema:
+def _schema_of(folder: storage.URI, files: Sequence[ShardFile]) -> pa.Schema:
     with open_parquet(storage.join(folder, files[0].name)) as parquet:
         return parquet.schema_arrow.remove_metadata()
 

@@ -40,7 +40,7 @@ _UNIT_ROWS = 64
 class ShardOrder:
     """What the tasks are told."""
 
-    folder: str
+    folder: str | storage.Location
     """The shard directory's URI."""
     mark: str
     """The name of the file in it that says that the run is under way."""

@@ -232,7 +232,7 @@ def python_workers(pid: int) -> list[int]:
     with suppress(psutil.NoSuchProcess):
         for daemon in psutil.Process(pid).children():
             with suppress(psutil.NoSuchProcess):
-                if "pyspark.daemon" in daemon.cmdline():
+                if any(part.endswith(".daemon") for part in daemon.cmdline()):
                     found += daemon.children()
     return [
         process.pid for process in sorted(found, key=lambda process: (process.create_time(), process.pid))

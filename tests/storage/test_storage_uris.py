@@ -283,7 +283,7 @@ KINDS = ["path", "text", "file", "hadoop", "memory", "renaming"]
 
 
 def test_a_system_that_gives_open_files_no_path(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("fatwood.storage._OPEN_FILES", str(tmp_path / "missing"))
+    monkeypatch.setattr("fatwood.storage.writing._OPEN_FILES", str(tmp_path / "missing"))
     uri = _uri("renaming", tmp_path, "model")
     write_atomic(uri, _writer(b"first"))
     write_atomic(uri, _writer(b"second"))
