@@ -5,32 +5,38 @@ The file is an archive as `fatwood.archive` draws it, of the format ``"fatwood-m
     manifest.json          the fields of every archive, and
         blueprint          JSON object for fatwood.blueprint.build, or null
         extra              JSON object of the caller
+        run                JSON object: what a further fit must know of the last one, or null
+        schema             JSON object: names, dtypes and shapes of what the network was trained on, or null
         tensors            [[name, name it is stored under], ...]   in the order of the state dict;
                            the two differ where a tensor is shared: it is stored once
     weights.safetensors    https://huggingface.co/docs/safetensors, one entry per stored name
+    program.json           the network's operators (fatwood.program), where it was exported
+    constants.safetensors  their tensors that are not in the state dict
+    worker-R               each worker's optimizer, residual, threshold and random states, where the run was saved; as in
+                           the checkpoints of fatwood.snapshots
 
-Every byte is checked, and nothing in the file is executed.
+Version 1 had neither run, schema nor program. Every byte is checked, and nothing in the file is executed.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import safetensors.torch
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
-from fatwood import blueprint, storage
-from fatwood.archive import Archive, Kind, write_archive
-from fatwood.errors import OptionError, UserError
+from fatwood.archive import Archive, Kind, Part, Tensors, read_tensors, write_archive
+from fatwood.errors import UserError
+from fatwood.program import Program
 
-__all__ = ["FORMAT_VERSION", "SavedModel", "load_network", "read_model", "write_model"]
+__all__ = ["FORMAT_VERSION", "SavedModel", "SavedRun", "read_model", "write_model"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """The version written, and the newest that can be read."""
 
 _KIND = Kind(
@@ -40,6 +46,20 @@ _KIND = Kind(
     remedy="copy it again, or save the model again",
 )
 _WEIGHTS = "weights.safetensors"
+_PROGRAM = "program.json"
+_CONSTANTS = "constants.safetensors"
+_WORKER = "worker-"
+_WORKER_NAME = re.compile(r"worker-(0|[1-9][0-9]{0,8})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedRun:
+    """What a further fit goes on from."""
+
+    about: Mapping[str, Any]
+    """JSON object."""
+    states: Mapping[int, Path]
+    """Each worker's own state, as a local file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +78,15 @@ class SavedModel:
     manifest: dict[str, Any]
     """The whole manifest, versions of the writer included."""
 
+    schema: dict[str, Any] | None = None
+    """What the network was trained on."""
+
+    program: Program | None = None
+    """The network's operators, where they were saved."""
+
+    run: SavedRun | None = field(default=None)
+    """The run, where it was saved and asked for."""
+
 
 def write_model(
     file: BinaryIO,
@@ -65,41 +94,48 @@ def write_model(
     state_dict: Mapping[str, Tensor],
     blueprint: Mapping[str, Any] | None,
     extra: Mapping[str, Any],
+    schema: Mapping[str, Any] | None = None,
+    program: Program | None = None,
+    run: SavedRun | None = None,
 ) -> None:
-    """Write a model.
+    """Write a model, from the first byte to the last; tensors on the CPU are not copied.
 
     Args:
-        file: An open binary file, best a seekable one; it stays open.
+        file: An open binary file, which needs no ``seek``; it stays open.
         state_dict: Parameters and buffers, on any device, of any dtype that safetensors knows.
         blueprint: How to rebuild the network (:func:`fatwood.blueprint.describe`), or None.
         extra: Anything JSON can say; NaN is written the way Python's ``json`` does.
+        schema: Of what the network was trained on, JSON values.
+        program: The network's operators (:func:`fatwood.program.trace`).
+        run: What a further fit goes on from.
 
     Raises:
         UserError: A state that is no tensor or has an unknown dtype; an extra that JSON cannot say.
     """
     stored_as = _stored_names(state_dict)
-    tensors = {name: _standalone(state_dict[name]) for name in stored_as.values()}
-    try:
-        weights = safetensors.torch.save(tensors)
-    except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
-        dtypes = sorted({str(tensor.dtype) for tensor in tensors.values()})
-        message = (
-            f"cannot save the network: expected dtypes that safetensors can hold, received {dtypes}: {error}"
-        )
-        raise UserError(message, hint="convert the tensors, for example with network.float()") from error
+    parts: dict[str, Part] = {_WEIGHTS: _tensors({name: state_dict[name] for name in stored_as.values()})}
+    if program is not None:
+        parts[_PROGRAM] = json.dumps(program.graph, separators=(",", ":"), sort_keys=True).encode()
+        parts[_CONSTANTS] = _tensors(program.constants)
+    if run is not None:
+        parts |= {f"{_WORKER}{rank}": path for rank, path in run.states.items()}
     fields = {
         "blueprint": blueprint,
         "extra": dict(extra),
+        "run": None if run is None else dict(run.about),
+        "schema": schema,
         "tensors": [[name, stored] for name, stored in stored_as.items()],
     }
-    write_archive(file, _KIND, fields=fields, parts={_WEIGHTS: weights})
+    write_archive(file, _KIND, fields=fields, parts=parts)
 
 
-def read_model(file: BinaryIO) -> SavedModel:
+def read_model(file: BinaryIO, *, run_directory: Path | None = None) -> SavedModel:
     """Read a model.
 
     Args:
-        file: A seekable binary file, from its beginning; it stays open.
+        file: A seekable binary file, from its beginning; it stays open. A local file is mapped into memory and not copied: it must
+            be replaced as a whole, and not be written into, as long as the tensors are used.
+        run_directory: A local directory for the workers' states of a saved run; None leaves the run out.
 
     Returns:
         What was written, every byte of it checked.
@@ -109,15 +145,25 @@ def read_model(file: BinaryIO) -> SavedModel:
     """
     with Archive(file, _KIND) as archive:
         manifest = archive.manifest
-        if not _is_well_formed(manifest):
+        if not _is_well_formed(manifest, archive.parts):
             raise archive.wrong_manifest()
-        state_dict = _state_dict(archive.read(_WEIGHTS), manifest["tensors"], archive)
-    return SavedModel(
-        state_dict=state_dict,
-        blueprint=manifest["blueprint"],
-        extra=manifest["extra"],
-        manifest=manifest,
-    )
+        return SavedModel(
+            state_dict=_state_dict(archive, manifest["tensors"]),
+            blueprint=manifest["blueprint"],
+            extra=manifest["extra"],
+            manifest=manifest,
+            schema=manifest.get("schema"),
+            program=_read_program(archive) if _PROGRAM in archive.parts else None,
+            run=None if run_directory is None else _read_run(archive, run_directory),
+        )
+
+
+def _tensors(tensors: Mapping[str, Tensor]) -> Tensors:
+    try:
+        return Tensors(tensors)
+    except ValueError as error:
+        message = f"cannot save the network: {error}"
+        raise UserError(message, hint="convert the tensors, for example with network.float()") from error
 
 
 def _stored_names(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
@@ -143,16 +189,16 @@ def _stored_names(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
     return stored_as
 
 
-def _standalone(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU with memory of its own, as safetensors wants it."""
-    tensor = tensor.detach().cpu().contiguous()
-    own = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor if own else tensor.clone()
-
-
-def _is_well_formed(manifest: Mapping[str, Any]) -> bool:
+def _is_well_formed(manifest: Mapping[str, Any], parts: list[str]) -> bool:
+    run = manifest.get("run")
+    workers = [name for name in parts if name.startswith(_WORKER)]
+    rest = set(parts) - set(workers)
     return (
-        set(manifest["sha256"]) == {_WEIGHTS}
+        rest in ({_WEIGHTS}, {_WEIGHTS, _PROGRAM, _CONSTANTS})
+        and all(_WORKER_NAME.fullmatch(name) for name in workers)
+        and isinstance(run, (dict, type(None)))
+        and (run is not None or not workers)
+        and isinstance(manifest.get("schema"), (dict, type(None)))
         and isinstance(manifest.get("blueprint", ""), (dict, type(None)))
         and isinstance(manifest.get("extra"), dict)
         and isinstance(manifest.get("tensors"), list)
@@ -160,50 +206,47 @@ def _is_well_formed(manifest: Mapping[str, Any]) -> bool:
     )
 
 
-def _state_dict(weights: bytes, names: list[list[str]], archive: Archive) -> dict[str, Tensor]:
+def _read_tensors(archive: Archive, part: str) -> dict[str, Tensor]:
+    memory = archive.memory(part)
     try:
-        tensors = safetensors.torch.load(weights)
-        state_dict = {name: tensors[stored] for name, stored in names}
+        return read_tensors(memory)
     except Exception as error:
-        received = f"{type(error).__name__}: {error}"
-        problem = f"{_WEIGHTS}: expected the tensors of the manifest, received {received}"
+        problem = f"{part}: expected the tensors of the manifest, received {type(error).__name__}: {error}"
         raise archive.damaged(problem) from error
+
+
+def _state_dict(archive: Archive, names: list[list[str]]) -> dict[str, Tensor]:
+    tensors = _read_tensors(archive, _WEIGHTS)
+    state_dict = {name: tensors[stored] for name, stored in names if stored in tensors}
     if set(tensors) != {stored for _, stored in names} or len(state_dict) != len(names):
-        problem = f"{_WEIGHTS}: expected {len(names)} named tensors, received {len(tensors)}"
+        problem = (
+            f"{_WEIGHTS}: expected the tensors of the manifest, {len(names)} names, received {len(tensors)}"
+        )
         raise archive.damaged(problem)
     return state_dict
 
 
-def load_network(uri: str | Path, network: torch.nn.Module | None) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """A saved network: rebuilt from what the file says of its class, or the one that is given, with the saved tensors.
-
-    Beside it what the caller of :func:`write_model` added.
-
-    Args:
-        uri: Of the file.
-        network: To load the tensors into, or None.
-
-    Raises:
-        StorageError: There is no such file, or it is damaged or of a newer version.
-        UserError: The file cannot say how to rebuild the network and none was given, or the one given does not fit; it is
-            then as it was.
-    """
-    if not isinstance(network, torch.nn.Module | None):
-        text = f"load: expected a torch.nn.Module, received {network!r}"
-        raise OptionError(text, hint="pass an instance, not the class: Net() instead of Net")
-    with storage.open_read(uri) as file:
-        saved = read_model(file)
-    if network is None:
-        if saved.blueprint is None:
-            text = f"{uri}: the file does not say how to rebuild its network, and none was given"
-            hint = "SparkModel.load(uri, network=Net(...)), with the arguments it was saved with"
-            raise UserError(text, hint=hint)
-        network = blueprint.build(saved.blueprint)
-    before = {k: v.clone() for k, v in network.state_dict().items() if not is_lazy(v)}
+def _read_program(archive: Archive) -> Program:
+    content = archive.read(_PROGRAM)
     try:
-        network.load_state_dict(saved.state_dict)
-    except RuntimeError as error:
-        network.load_state_dict(before, strict=False)  # torch has copied what did fit
-        text = f"{uri}: the saved tensors do not fit the network: {error}"
-        raise UserError(text, hint="build the network with the arguments it was saved with") from error
-    return network, saved.extra
+        graph = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        problem = f"{_PROGRAM}: expected JSON, received {type(error).__name__}: {error}"
+        raise archive.damaged(problem) from error
+    if not isinstance(graph, dict):
+        problem = f"{_PROGRAM}: expected a JSON object, received {content[:80]!r}"
+        raise archive.damaged(problem)
+    return Program(graph=graph, constants=_read_tensors(archive, _CONSTANTS))
+
+
+def _read_run(archive: Archive, directory: Path) -> SavedRun | None:
+    about = archive.manifest.get("run")
+    if about is None:
+        return None
+    states = {}
+    for name in archive.parts:
+        if name.startswith(_WORKER):
+            rank = int(name.removeprefix(_WORKER))
+            states[rank] = directory / f"{_WORKER}{rank}"
+            archive.extract(name, states[rank])
+    return SavedRun(about=about, states=states)

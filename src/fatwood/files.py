@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import InitVar, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from fatwood.errors import (
     UserCodeError,
     UserError,
 )
-from fatwood.storage import absolute, join, located
+from fatwood.storage import URI, Location, absolute, join, located, location
 
 __all__ = ["Files", "Inspected", "Parquet"]
 
@@ -62,9 +62,18 @@ class Parquet:
     Args:
         uri: A shard directory, any other directory of Parquet files, one file, or a pattern with ``*`` in its last part;
             a scheme picks the store, which all executors must reach.
+        storage_options: Arguments of the store's fsspec class, by name: address, credentials. They become a part of `uri`, and
+            travel to the executors.
+
+    Raises:
+        OptionError: Options with a local path.
     """
 
-    uri: str | os.PathLike[str]
+    uri: URI
+    storage_options: InitVar[Mapping[str, Any] | None] = None
+
+    def __post_init__(self, storage_options: Mapping[str, Any] | None) -> None:
+        object.__setattr__(self, "uri", location(self.uri, storage_options))
 
 
 @dataclass(frozen=True)
@@ -80,36 +89,43 @@ class Files:
             such as ``filesystem.open(path, "rb")`` takes. Returns a `Batch` of any number of rows, the same one whenever it
             is called.
         recursive: Whether folders stand for the files in their folders, too.
+        storage_options: Arguments of the store's fsspec class, by name: address, credentials. They become a part of `paths`, and
+            travel to the executors.
 
     Raises:
-        OptionError: An argument is of another type, or there are no paths.
+        OptionError: An argument is of another type, there are no paths, or options with a local path.
     """
 
-    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    paths: URI | Sequence[URI]
     loader: Callable[[str, Any], Batch]
     recursive: bool = False
+    storage_options: InitVar[Mapping[str, Any] | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, storage_options: Mapping[str, Any] | None) -> None:
         if not callable(self.loader):
             message = f"loader: expected a function of path and file system, received {self.loader!r}"
             raise OptionError(message, hint=f"Files(paths, loader), where the loader shall {_LOADER_HINT}")
         given = self._given
-        if not given or not all(isinstance(path, str | os.PathLike) and os.fspath(path) for path in given):
+        if not given or not all(
+            isinstance(path, str | os.PathLike | Location) and str(path) for path in given
+        ):
             message = f"paths: expected a path or a list of paths, received {self.paths!r}"
             raise OptionError(message)
+        if storage_options:
+            object.__setattr__(self, "paths", [location(path, storage_options) for path in given])
 
-    def expand(self) -> list[str]:
+    def expand(self) -> list[str | Location]:
         """The files that the paths name now, as absolute URIs: sorted, each one once.
 
         Raises:
             StorageError: A path names nothing, or something cannot be looked at.
         """
-        found: set[str] = set()
+        found: set[str | Location] = set()
         for given in self._given:
             found.update(_found(absolute(given), recursive=self.recursive))
-        return sorted(found)
+        return sorted(found, key=str)
 
-    def load(self, uri: str) -> Batch:
+    def load(self, uri: str | Location) -> Batch:
         """The minibatch of one file.
 
         Args:
@@ -140,7 +156,7 @@ class Files:
 
     def read(
         self,
-        uri: str,
+        uri: str | Location,
         start: int,
         stop: int,
         file_number: int,
@@ -179,7 +195,7 @@ class Files:
             raise _of_file(error, uri) from None
         yield from pieces(found.slice(start, stop - start), _PIECE_BYTES)
 
-    def inspect(self, uri: str) -> Inspected:
+    def inspect(self, uri: str | Location) -> Inspected:
         """What must be known of one file before its rows are dealt out.
 
         Args:
@@ -208,9 +224,11 @@ class Files:
         return str(getattr(self.loader, "__qualname__", type(self.loader).__qualname__))
 
 
-def _of_file(error: FatwoodError, uri: str) -> FatwoodError:
+def _of_file(error: FatwoodError, uri: str | Location) -> FatwoodError:
     """The error with the file in its message."""
-    if uri in error.message or not isinstance(error, DataError | SchemaError | OptionError | StorageError):
+    if str(uri) in error.message or not isinstance(
+        error, DataError | SchemaError | OptionError | StorageError
+    ):
         return error
     return type(error)(f"{uri}: {error.message}", hint=error.hint)
 
@@ -218,13 +236,13 @@ def _of_file(error: FatwoodError, uri: str) -> FatwoodError:
 class _Entry(NamedTuple):
     """A file or folder that was found."""
 
-    uri: str
+    uri: str | Location
     path: str
     """In its store."""
     is_folder: bool
 
 
-def _found(uri: str, *, recursive: bool) -> list[str]:
+def _found(uri: str | Location, *, recursive: bool) -> list[str | Location]:
     """The files that one path names.
 
     Raises:
@@ -240,7 +258,7 @@ def _found(uri: str, *, recursive: bool) -> list[str]:
     hint = "check the spelling; a relative path begins in the folder that the driver was started in"
     if folders:
         hint = "names that begin with . or _ are left out, and files in further folders without Files(..., recursive=True)"
-    elif _MAGIC.search(uri):
+    elif _MAGIC.search(str(uri)):
         root, patterns = _divided(uri)
         with located("list", root) as (store, path):
             matches = set(_matches(store, _Entry(root, path, is_folder=True), patterns))
@@ -258,14 +276,16 @@ def _found(uri: str, *, recursive: bool) -> list[str]:
     return files
 
 
-def _divided(uri: str) -> tuple[str, list[str]]:
+def _divided(uri: str | Location) -> tuple[str | Location, list[str]]:
     """A pattern's folder without patterns, and the names behind it."""
-    names = uri.split("/")
+    names = str(uri).split("/")
     first = next(i for i, name in enumerate(names) if _MAGIC.search(name))
-    return "/".join(names[:first]) + "/", [name for name in names[first:] if name]
+    above = "/".join(names[:first]) + "/"
+    root = replace(uri, uri=above) if isinstance(uri, Location) else above
+    return root, [name for name in names[first:] if name]
 
 
-def _entry(store: Any, uri: str, path: str) -> _Entry | None:
+def _entry(store: Any, uri: str | Location, path: str) -> _Entry | None:
     try:
         found = store.info(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -293,7 +313,9 @@ def _entries(store: Any, folder: _Entry) -> list[_Entry]:
     return [_Entry(join(folder.uri, name), f"{path}/{name}", is_folder) for name, is_folder in found]
 
 
-def _walked(store: Any, folder: _Entry, *, recursive: bool, above: tuple[str, ...] = ()) -> Iterator[str]:
+def _walked(
+    store: Any, folder: _Entry, *, recursive: bool, above: tuple[str, ...] = ()
+) -> Iterator[str | Location]:
     """The files in a folder, and in its folders, where a link does not lead back to one above."""
     own = os.path.realpath(folder.path) if type(store) is LocalFileSystem else folder.path
     if own in above:

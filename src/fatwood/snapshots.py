@@ -18,13 +18,13 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fatwood.archive import Archive, Kind, write_archive
 from fatwood.errors import OptionError, StorageError
-from fatwood.storage import delete, delete_leftovers, join, list_folder
+from fatwood.storage import URI, Location, delete, delete_leftovers, join, list_folder, location
 
 __all__ = [
     "Checkpoints",
@@ -39,7 +39,7 @@ __all__ = [
 
 _KIND = Kind(
     format="fatwood-checkpoint",
-    version=1,
+    version=2,
     content="checkpoint",
     remedy="copy it again, or resume from an older one",
 )
@@ -51,7 +51,7 @@ _LEFTOVER_SECONDS = 3600.0  # nobody takes an hour to write a file
 class Checkpoints:
     """When a fit writes checkpoints, where to, and how many stay; exactly one of the two intervals is given."""
 
-    uri: str | os.PathLike[str]
+    uri: URI
     """A folder, for this run alone: ``hdfs://...``, ``s3://...``, a plain path that all machines share."""
     every_steps: int | None = None
     """Write after this many steps."""
@@ -59,9 +59,11 @@ class Checkpoints:
     """Write at the first step after this many seconds."""
     keep: int = 3
     """How many of the newest checkpoints stay."""
+    storage_options: InitVar[Mapping[str, Any] | None] = None
+    """Arguments of the store's fsspec class, by name: address, credentials. They become a part of `uri`."""
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.uri, str | os.PathLike) or not os.fspath(self.uri):
+    def __post_init__(self, storage_options: Mapping[str, Any] | None) -> None:
+        if not isinstance(self.uri, str | os.PathLike | Location) or not str(self.uri):
             message = f"Checkpoints: uri: expected a URI or path of a folder, received {self.uri!r}"
             raise OptionError(message)
         if (self.every_steps is None) == (self.every_seconds is None):
@@ -82,6 +84,7 @@ class Checkpoints:
             message = f"Checkpoints: every_seconds: expected a finite number above 0, received {seconds!r}"
             raise OptionError(message)
         _check_count("Checkpoints: keep", self.keep)
+        object.__setattr__(self, "uri", location(self.uri, storage_options))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +132,7 @@ def read_snapshot(file: BinaryIO, directory: Path) -> Snapshot:
         parts: dict[str, Path] = {}
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            for name in archive.manifest["sha256"]:
+            for name in archive.parts:
                 archive.extract(name, directory / name)
                 parts[name] = directory / name
         except BaseException as error:
@@ -143,7 +146,7 @@ def read_snapshot(file: BinaryIO, directory: Path) -> Snapshot:
     return Snapshot(manifest=run, parts=parts)
 
 
-def snapshot_uri(folder: str | os.PathLike[str], step: int) -> str:
+def snapshot_uri(folder: URI, step: int) -> str | Location:
     """Where the checkpoint of a step is, whether it exists or not.
 
     Args:
@@ -159,7 +162,7 @@ def snapshot_uri(folder: str | os.PathLike[str], step: int) -> str:
     return join(folder, f"fatwood-checkpoint-{step:012d}.fwc")
 
 
-def list_snapshots(folder: str | os.PathLike[str]) -> list[tuple[int, str]]:
+def list_snapshots(folder: URI) -> list[tuple[int, str | Location]]:
     """The checkpoints in a folder.
 
     Args:
@@ -176,26 +179,29 @@ def list_snapshots(folder: str | os.PathLike[str]) -> list[tuple[int, str]]:
         match = _NAME.fullmatch(name)
         if match is not None and f"{int(match[1]):012d}" == match[1]:
             found.append((int(match[1]), join(folder, name)))
-    return sorted(found)
+    return sorted(found, key=lambda item: item[0])
 
 
-def latest_checkpoint(folder: str | os.PathLike[str]) -> str | None:
+def latest_checkpoint(
+    folder: URI, *, storage_options: Mapping[str, Any] | None = None
+) -> str | Location | None:
     """The checkpoint of the highest step in a folder, for ``fit(..., resume_from=...)``.
 
     Args:
         folder: The folder that was given to :class:`Checkpoints`.
+        storage_options: Those that were given to it.
 
     Returns:
-        Its URI, or None when there is none or no such folder.
+        Its URI, with the options where there are any, or None when there is none or no such folder.
 
     Raises:
         StorageError: The folder cannot be listed.
     """
-    snapshots = list_snapshots(folder)
+    snapshots = list_snapshots(location(folder, storage_options))
     return snapshots[-1][1] if snapshots else None
 
 
-def prune(folder: str | os.PathLike[str], keep: int) -> None:
+def prune(folder: URI, keep: int) -> None:
     """Delete all but the checkpoints of the highest steps, and what killed writers left more than an hour ago.
 
     Another process may delete the same files at the same time.

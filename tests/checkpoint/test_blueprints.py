@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 import random
 import sys
+import time
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
-from fatwood.blueprint import build, describe
+from fatwood.blueprint import Budget, build, describe
 from fatwood.errors import UserError
 
 
@@ -440,3 +441,21 @@ def test_a_module_level_getattr_is_not_asked(tmp_path, monkeypatch) -> None:
     with pytest.raises(UserError, match="nothing of that name"):
         build({"class": "lazy_for_blueprints:Net", "arguments": {}})
     sys.modules.pop("lazy_for_blueprints", None)
+
+
+def test_an_unfilled_network_has_its_buffers_and_no_more_than_its_budget() -> None:
+    class_of = {"class": "torch.nn:BatchNorm1d", "arguments": {"num_features": 4}}
+    network = build(class_of, filled=False, budget=Budget(tensor_bytes=100, calls=100))
+    assert torch.equal(network.running_var, torch.ones(4))
+    assert network.weight.shape == (4,)
+    for budget in (Budget(tensor_bytes=50, calls=100), Budget(tensor_bytes=100, calls=3)):
+        with pytest.raises(UserError, match="expected a network of at most"):
+            build(class_of, filled=False, budget=budget)
+
+
+def test_an_unfilled_network_does_not_touch_the_memory_of_its_parameters() -> None:
+    node = {"class": "torch.nn:Linear", "arguments": {"in_features": 2**14, "out_features": 2**14}}
+    start = time.process_time()
+    network = build(node, filled=False)
+    assert time.process_time() - start < 0.4  # a GiB takes longer to be filled
+    assert network.weight.shape == (2**14, 2**14)

@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import tracemalloc
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import fsspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.checkpoint.forging import retold, rezip
 
 from fatwood import snapshots
 from fatwood.errors import OptionError, StorageError, UserError
@@ -66,25 +65,6 @@ def _save(folder: str | Path, *steps: int) -> None:
 
 def _steps(folder: str | Path) -> list[int]:
     return [step for step, _ in list_snapshots(folder)]
-
-
-def _rezip(content: bytes, **changes: bytes | None) -> bytes:
-    """The archive with members replaced, added or (None) left out."""
-    with zipfile.ZipFile(io.BytesIO(content)) as old:
-        members: dict[str, bytes | None] = {name: old.read(name) for name in old.namelist()}
-    members.update({name.replace("__", "."): value for name, value in changes.items()})
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as new:
-        for name, value in members.items():
-            if value is not None:
-                new.writestr(name, value)
-    return file.getvalue()
-
-
-def _manifest(content: bytes, **changes: Any) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        manifest = json.loads(archive.read("manifest.json")) | changes
-    return _rezip(content, manifest__json=json.dumps(manifest).encode())
 
 
 CONTENT = _bytes()
@@ -148,7 +128,7 @@ def test_large_parts_pass_through_a_small_memory(tmp_path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 8 * 2**20
+    assert peak < 12 * 2**20
     assert snapshot.parts["big"].stat().st_size == 32 * 2**20
     digests = [hashlib.sha256(path.read_bytes()).digest() for path in (source, snapshot.parts["big"])]
     assert digests[0] == digests[1]
@@ -158,7 +138,7 @@ def test_large_parts_pass_through_a_small_memory(tmp_path) -> None:
 def test_part_names_that_are_no_plain_file_names(name, tmp_path) -> None:
     with pytest.raises(OptionError, match="expected plain file names of parts"):
         _bytes(parts={name: b""})
-    hostile = _manifest(CONTENT, sha256={name: hashlib.sha256(b"").hexdigest()})
+    hostile = retold(CONTENT, sha256_of_pieces={name: hashlib.sha256(b"").hexdigest()})
     with pytest.raises(StorageError, match="hint:"):
         _read(hostile, tmp_path / "parts")
     assert not (tmp_path / "parts").exists()
@@ -185,33 +165,25 @@ def test_truncated_file(size, tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_any_flipped_byte_is_an_error_or_changes_nothing(tmp_path) -> None:
-    """Some bytes of a zip archive mean nothing to a reader (a date, a flag); none may change what is read."""
-    refused = 0
+def test_any_flipped_byte_is_an_error_that_names_the_entry(tmp_path) -> None:
+    names = "|".join([*PARTS, "manifest.json", "zip directory"])
     for position in range(len(CONTENT)):
         damaged = bytearray(CONTENT)
         damaged[position] ^= 0x55
-        try:
-            snapshot = _read(bytes(damaged), tmp_path)
-        except StorageError:
-            assert list(tmp_path.iterdir()) == []
-            refused += 1
-            continue
-        assert _bytes(snapshot.manifest, snapshot.parts) == CONTENT, position
-        for path in snapshot.parts.values():
-            path.unlink()
-    assert refused > 0.8 * len(CONTENT)
+        with pytest.raises(StorageError, match=names):
+            _read(bytes(damaged), tmp_path)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_an_altered_part_with_a_right_crc(tmp_path) -> None:
     with pytest.raises(StorageError, match=r"worker-0.json: expected sha256 .*, received"):
-        _read(_rezip(CONTENT, **{"worker-0.json": b"[]"}), tmp_path)
+        _read(rezip(CONTENT, **{"worker-0.json": b"[]"}), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_newer_version_names_both(tmp_path) -> None:
-    content = _manifest(_rezip(CONTENT, more=b""), format_version=2, run="in some other way")
-    with pytest.raises(StorageError, match=r"version 1 or older, received version 2.*\nhint: install"):
+    content = retold(rezip(CONTENT, more=b""), format_version=3, run="in some other way")
+    with pytest.raises(StorageError, match=r"version 2 or older, received version 3.*\nhint: install"):
         _read(content, tmp_path)
 
 
@@ -220,18 +192,19 @@ def test_newer_version_names_both(tmp_path) -> None:
     [
         {"format": "fatwood-model"},
         {"format_version": 0},
+        {"format_version": 1},
         {"format_version": "1"},
         {"format_version": True},
         {"run": None},
         {"run": []},
-        {"sha256": None},
-        {"sha256": {}},
-        {"sha256": {"empty": 5, "parameters.safetensors": "", "worker-0.json": ""}},
+        {"sha256_of_pieces": None},
+        {"sha256_of_pieces": {}},
+        {"sha256_of_pieces": {"empty": 5, "parameters.safetensors": "", "worker-0.json": ""}},
     ],
 )
 def test_manifest_that_makes_no_sense(changes, tmp_path) -> None:
     with pytest.raises(StorageError, match=r"checkpoint file: .*\nhint:"):
-        _read(_manifest(CONTENT, **changes), tmp_path)
+        _read(retold(CONTENT, **changes), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -240,7 +213,7 @@ def test_manifest_that_makes_no_sense(changes, tmp_path) -> None:
 )
 def test_archive_with_other_members(changes, tmp_path) -> None:
     with pytest.raises(StorageError, match="hint: the file is damaged"):
-        _read(_rezip(CONTENT, **changes), tmp_path)
+        _read(rezip(CONTENT, **changes), tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip at all" * 100, b"\x80\x04\x95pickle", bytes(1000)])

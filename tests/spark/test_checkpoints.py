@@ -397,11 +397,10 @@ def test_when_nobody_is_left_the_error_says_how_to_go_on(df, nothing_left, tmp_p
         faults.kill(rank=rank, call=CALLS + 5)
     with pytest.raises(WorkerLost, match="no worker is left") as caught:
         fit(make_model(faults.wrap(LOSS)), df, checkpoints=Checkpoints(uri=folder, every_steps=4))
-    uri = str(latest_checkpoint(folder))
-    assert f"resume_from={uri!r}" in str(caught.value.hint)
+    assert f"resume_from={str(folder)!r}" in str(caught.value.hint)
     undisturbed, model = make_model(), make_model()
     fit(undisturbed, df)
-    assert_nothing_lost(fit(model, df, resume_from=uri))
+    assert_nothing_lost(fit(model, df, resume_from=folder))
     assert bits(model) == bits(undisturbed)
 
 

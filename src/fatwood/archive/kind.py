@@ -5,11 +5,21 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["MANIFEST", "MAX_MANIFEST_BYTES", "PIECE_BYTES", "Kind", "is_part_name"]
+__all__ = [
+    "MANIFEST",
+    "MAX_MANIFEST_BYTES",
+    "PIECE_BYTES",
+    "Kind",
+    "is_part_name",
+    "is_reasonable_json",
+]
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64 * 2**20
-PIECE_BYTES = 2**20  # parts are hashed and copied in pieces of this size
+PIECE_BYTES = 2**20
+"""Parts are hashed and copied in pieces of this size; it is part of the format (`fatwood.archive.hashing`)."""
+_MAX_CONTAINERS = 400_000
+_MAX_ITEMS = 4_000_000
 _PART_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # a plain file name everywhere
 
 
@@ -20,7 +30,7 @@ class Kind:
     format: str
     """Its name in the manifest."""
     version: int
-    """The version of the format that is written, and the newest that can be read."""
+    """The version of the format that is written, and the newest that can be read; older ones are read, too."""
     content: str
     """What it holds, for messages, such as ``"model"``."""
     remedy: str
@@ -30,3 +40,9 @@ class Kind:
 def is_part_name(name: str) -> bool:
     """Whether a part may have this name: a plain file name on every system, and not the manifest's."""
     return _PART_NAME.fullmatch(name) is not None and name != MANIFEST
+
+
+def is_reasonable_json(text: bytes) -> bool:
+    """Whether it has so few values that parsing takes little more memory than its bytes: `[[],[],...` takes twenty times as much."""
+    containers = text.count(b"[") + text.count(b"{")
+    return containers <= _MAX_CONTAINERS and text.count(b",") <= _MAX_ITEMS

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
+import mmap
 import os
-import zipfile
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fatwood.archive.kind import MANIFEST, MAX_MANIFEST_BYTES, PIECE_BYTES, Kind, is_part_name
+from fatwood.archive.frame import ALIGNMENT, Entry
+from fatwood.archive.hashing import Piece, digest_of, plain_digest_of, slices
+from fatwood.archive.kind import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    PIECE_BYTES,
+    Kind,
+    is_part_name,
+    is_reasonable_json,
+)
+from fatwood.archive.listing import ListingError, check_crc, first_name, is_framed, list_entries, read_at
 from fatwood.errors import StorageError
 
 __all__ = ["Archive"]
+
+_LOCAL_FILES = (io.BufferedReader, io.BufferedRandom, io.FileIO)
+_PLAIN, _PIECES = "sha256", "sha256_of_pieces"
 
 
 class Archive:
@@ -31,32 +45,65 @@ class Archive:
     """
 
     def __init__(self, file: BinaryIO, kind: Kind) -> None:
+        self._file = file
         self._kind = kind
         self._title = _title(file, kind)
-        with self._unzipping():
-            file_bytes = file.seek(0, os.SEEK_END)
-            self._zip = zipfile.ZipFile(file)
-            self._check_sizes(file_bytes)
-            self._text = self._zip.read(MANIFEST)
-            self.manifest: dict[str, Any] = json.loads(self._text)
-            """The whole manifest; ``sha256`` names the parts."""
-            self._check_manifest()
-            names = sorted(entry.filename for entry in self._zip.infolist())
-            expected = sorted([MANIFEST, *self.manifest["sha256"]])
+        with self._reading():
+            self._framed = is_framed(file)
+            self._entries = list_entries(file)
+            self._text = self._manifest_text()
+            self.manifest: dict[str, Any] = json.loads(self._text.decode())
+            """The whole manifest."""
+            self._digests = self._checked_digests()
+            names, expected = sorted(self._entries), sorted([MANIFEST, *self._digests])
             if names != expected:
                 problem = f"expected the entries {expected!r:.200}, received {names!r:.200}"
                 raise self.damaged(problem)
 
-    def read(self, part: str) -> bytes:
-        """A part in memory.
+    @property
+    def parts(self) -> list[str]:
+        """The names of all parts, sorted."""
+        return sorted(self._digests)
+
+    def part_bytes(self, part: str) -> int:
+        """How large a part is."""
+        return self._entries[part].size
+
+    def read(self, part: str, *, max_bytes: int = MAX_MANIFEST_BYTES) -> bytes:
+        """A small part, in memory.
+
+        Raises:
+            StorageError: Its bytes are not those that were written, or more than ``max_bytes``.
+        """
+        entry = self._entries[part]
+        if entry.size > max_bytes:
+            problem = f"{part}: expected at most {max_bytes} bytes, received {entry.size}"
+            raise self.damaged(problem)
+        with self._reading():
+            content = read_at(self._file, entry.data, entry.size)
+        self._check(part, slices(content))
+        return content
+
+    def memory(self, part: str) -> memoryview:
+        """A part as bytes in memory that can be written to without a change of the file.
+
+        Of a local file it is mapped and not copied: what processes do not write to they share. Such a file must be replaced as a
+        whole, as `fatwood.storage.write_atomic` does, and not be written into, as long as the memory is used.
 
         Raises:
             StorageError: Its bytes are not those that were written.
         """
-        with self._unzipping():
-            content = self._zip.read(part)
-        self._check_digest(part, hashlib.sha256(content).hexdigest())
-        return content
+        entry = self._entries[part]
+        if entry.size == 0:
+            self._check(part, iter(()))
+            return memoryview(bytearray())
+        mapped = self._mapped(entry)
+        if mapped is not None:
+            self._check(part, slices(mapped))
+            return mapped
+        view = memoryview(mmap.mmap(-1, entry.size))
+        self._check(part, self._read_into(view, entry))
+        return view
 
     def extract(self, part: str, path: Path) -> None:
         """Copy a part to a local file, a piece at a time.
@@ -68,13 +115,9 @@ class Archive:
         Raises:
             StorageError: The part's bytes are not those that were written, or the local disk cannot take them.
         """
-        digest = hashlib.sha256()
         try:
             with open(path, "wb") as target:
-                for piece in self._pieces(part):
-                    digest.update(piece)
-                    target.write(piece)
-            self._check_digest(part, digest.hexdigest())
+                self._check(part, self._pieces(self._entries[part]), target.write)
         except BaseException as error:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
@@ -85,7 +128,6 @@ class Archive:
 
     def close(self) -> None:
         """End reading; the file stays open."""
-        self._zip.close()
 
     def __enter__(self) -> Archive:
         return self
@@ -104,63 +146,97 @@ class Archive:
         return self.damaged(f"{MANIFEST}: {expected}, received {self._text[:200]!r}")
 
     @contextmanager
-    def _unzipping(self) -> Iterator[None]:
-        """Turn the dozen kinds of exceptions with which zipfile and json meet a damaged file into one."""
+    def _reading(self) -> Iterator[None]:
+        """Turn the dozen kinds of exceptions with which a damaged file is met into one."""
         try:
             yield
         except StorageError:
             raise
         except Exception as error:
             expected = f"expected a saved {self._kind.content} (a zip archive)"
-            problem = f"{expected}, received {type(error).__name__}: {error}"
+            received = str(error) if isinstance(error, ListingError) else f"{type(error).__name__}: {error}"
+            with suppress(Exception):
+                if (name := first_name(self._file)) is not None:
+                    received += f"; the file begins with the entry {name}"
+            problem = f"{expected}, received a file with a fault: {received}"
             raise self.damaged(problem) from error
 
-    def _check_sizes(self, file_bytes: int) -> None:
-        for entry in self._zip.infolist():
-            limit = min(MAX_MANIFEST_BYTES if entry.filename == MANIFEST else file_bytes, file_bytes)
-            stored = entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size
-            if not stored or entry.file_size > limit:
-                received = f"{entry.compress_size} bytes that stand for {entry.file_size}"
-                problem = f"{entry.filename}: expected at most {limit} stored bytes, received {received}"
-                raise self.damaged(problem)
+    def _manifest_text(self) -> bytes:
+        entry = self._entries.get(MANIFEST)
+        if entry is None or entry.size > MAX_MANIFEST_BYTES:
+            received = "none" if entry is None else f"{entry.size}"
+            problem = f"{MANIFEST}: expected at most {MAX_MANIFEST_BYTES} stored bytes, received {received}"
+            raise self.damaged(problem)
+        text = read_at(self._file, entry.data, entry.size)
+        check_crc(entry, text)
+        if not is_reasonable_json(text):
+            problem = f"{MANIFEST}: expected fewer values, received {len(text)} bytes of them"
+            raise self.damaged(problem)
+        return text
 
-    def _check_manifest(self) -> None:
+    def _checked_digests(self) -> dict[str, str]:
         manifest, newest = self.manifest, self._kind.version
         if not isinstance(manifest, dict) or manifest.get("format") != self._kind.format:
             expected = f"expected the format {self._kind.format!r}"
             problem = f"{MANIFEST}: {expected}, received {self._text[:80]!r}"
             raise self.damaged(problem)
-        version, digests = manifest.get("format_version"), manifest.get("sha256")
+        version = manifest.get("format_version")
         if type(version) is int and version > newest:
             message = (
                 f"{self._title}: expected format version {newest} or older, received version {version}, "
-                f"written by {manifest.get('versions')}"
+                f"written by {manifest.get('versions')!r:.200}"
             )
             hint = "install the version of Fatwood that wrote the file: pip install -U fatwood"
             raise StorageError(message, hint=hint)
+        digests = manifest.get(_PLAIN if version == 1 else _PIECES)
         if (
             type(version) is not int
-            or version != newest
+            or version < 1
+            or self._framed != (version > 1)
             or not isinstance(digests, dict)
             or not all(is_part_name(name) and isinstance(digest, str) for name, digest in digests.items())
         ):
             raise self.wrong_manifest()
+        return digests
 
-    def _pieces(self, part: str) -> Iterator[bytes]:
-        with self._unzipping():
-            source = self._zip.open(part)
-        with source:
-            while True:
-                with self._unzipping():
-                    piece = source.read(PIECE_BYTES)
-                if not piece:
-                    return
-                yield piece
+    def _mapped(self, entry: Entry) -> memoryview | None:
+        """The bytes of the file themselves, where it is a local one and they are aligned; private to this process."""
+        if os.name != "posix" or entry.data % ALIGNMENT or not isinstance(self._file, _LOCAL_FILES):
+            return None
+        try:
+            number = self._file.fileno()
+            if not stat.S_ISREG(os.fstat(number).st_mode):
+                return None
+            start = entry.data - entry.data % mmap.ALLOCATIONGRANULARITY
+            length = entry.data + entry.size - start
+            return memoryview(mmap.mmap(number, length, access=mmap.ACCESS_COPY, offset=start))[
+                entry.data - start :
+            ]
+        except (OSError, ValueError):  # a file system that cannot map
+            return None
 
-    def _check_digest(self, part: str, received: str) -> None:
-        expected = self.manifest["sha256"][part]
-        if received != expected:
-            problem = f"{part}: expected sha256 {expected}, received {received}"
+    def _read_into(self, view: memoryview, entry: Entry) -> Iterator[memoryview]:
+        at = 0
+        for piece in self._pieces(entry):
+            view[at : at + len(piece)] = piece
+            yield view[at : at + len(piece)]
+            at += len(piece)
+
+    def _pieces(self, entry: Entry) -> Iterator[bytes]:
+        for start in range(0, entry.size, PIECE_BYTES):
+            with self._reading():
+                piece = read_at(self._file, entry.data + start, min(PIECE_BYTES, entry.size - start))
+            yield piece
+
+    def _check(
+        self,
+        part: str,
+        pieces: Iterator[bytes] | Iterator[memoryview],
+        use: Callable[[Piece], object] | None = None,
+    ) -> None:
+        digest = (plain_digest_of if self.manifest["format_version"] == 1 else digest_of)(pieces, use)
+        if digest != self._digests[part]:
+            problem = f"{part}: expected sha256 {self._digests[part]:.100}, received {digest}"
             raise self.damaged(problem)
 
 

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import platform
-import shutil
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import torch
 
-from fatwood.archive.kind import MANIFEST, MAX_MANIFEST_BYTES, PIECE_BYTES, Kind, is_part_name
+from fatwood.archive.early import EarlySync
+from fatwood.archive.frame import Entry, descriptor, directory, local_header
+from fatwood.archive.hashing import Piece, slices, sums_of
+from fatwood.archive.kind import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    PIECE_BYTES,
+    Kind,
+    is_part_name,
+    is_reasonable_json,
+)
+from fatwood.archive.tensors import Tensors
 from fatwood.errors import OptionError, UserError
 
-__all__ = ["write_archive"]
+__all__ = ["Part", "write_archive"]
 
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date zip knows
+Part: TypeAlias = bytes | Path | Tensors
 
 
 def write_archive(
-    file: BinaryIO, kind: Kind, *, fields: Mapping[str, Any], parts: Mapping[str, bytes | Path]
+    file: BinaryIO, kind: Kind, *, fields: Mapping[str, Any], parts: Mapping[str, Part]
 ) -> None:
-    """Write an archive.
+    """Write an archive, from the first byte to the last: the file needs no `seek`.
 
     Args:
-        file: An open binary file, best a seekable one; it stays open.
+        file: An open binary file; it stays open.
         kind: What is written.
         fields: What stands in the manifest beside the fields of every archive; JSON values.
-        parts: By plain file name, bytes, or a local file that is copied a piece at a time and must not change meanwhile.
+        parts: By plain file name, bytes, tensors, or a local file, which is copied a piece at a time; none may change meanwhile.
 
     Raises:
         OptionError: A part's name is not a plain file name.
@@ -41,37 +49,67 @@ def write_archive(
         if not is_part_name(name):
             message = f"archive of a {kind.content}: expected plain file names of parts, received {name!r}"
             raise OptionError(message)
+    digests = dict.fromkeys(sorted(parts), "0" * 64)
     manifest = {
         **fields,
         "format": kind.format,
         "format_version": kind.version,
         "versions": _versions(),
-        "sha256": {name: _digest(part) for name, part in parts.items()},
+        "sha256_of_pieces": digests,
     }
-    text = _json(manifest, kind)
-    with zipfile.ZipFile(file, "w", compression=zipfile.ZIP_STORED) as archive:
-        archive.writestr(_entry(MANIFEST), text)
-        for name in sorted(parts):
-            part = parts[name]
-            if isinstance(part, bytes):
-                archive.writestr(_entry(name), part)
-                continue
-            entry = _entry(name)
-            entry.file_size = (
-                part.stat().st_size
-            )  # known beforehand, so that zip64 is used only where it must be
-            with open(part, "rb") as source, archive.open(entry, "w") as target:
-                shutil.copyfileobj(source, target, PIECE_BYTES)
+    _json(manifest, kind)  # what it cannot say is an error before anything is written
+    with EarlySync(file) as early:
+        writer = _Writer(file, early)
+        for name in digests:
+            digests[name] = writer.add(name, _pieces(parts[name]))
+    writer.add(MANIFEST, iter([_json(manifest, kind)]))
+    writer.end()
 
 
-def _digest(part: bytes | Path) -> str:
+class _Writer:
+    """A zip archive on its way."""
+
+    def __init__(self, file: BinaryIO, early: EarlySync) -> None:
+        self._file = file
+        self._early = early
+        self._offset = 0
+        self._entries: list[Entry] = []
+
+    def add(self, name: str, pieces: Iterator[bytes] | Iterator[memoryview]) -> str:
+        """Write an entry, a piece at a time; returns its checksum."""
+        begin = self._offset
+        self._write(local_header(name, begin))
+        data = self._offset
+        digest, crc, size = sums_of(pieces, self._write)
+        entry = Entry(name=name, offset=begin, data=data, size=size, crc=crc)
+        self._write(descriptor(entry))
+        self._entries.append(entry)
+        return digest
+
+    def end(self) -> None:
+        """Write the directory."""
+        self._write(directory(self._entries, self._offset))
+
+    def _write(self, content: Piece) -> None:
+        written: Callable[[Piece], int | None] = self._file.write
+        view = memoryview(content)
+        while view:
+            count = written(view)  # a raw stream may take less than it is given
+            view = view[len(view) if count is None else count :]
+        self._offset += len(content)
+        self._early.wrote(len(content))
+
+
+def _pieces(part: Part) -> Iterator[bytes] | Iterator[memoryview]:
     if isinstance(part, bytes):
-        return hashlib.sha256(part).hexdigest()
-    digest = hashlib.sha256()
-    with open(part, "rb") as file:
-        while piece := file.read(PIECE_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
+        return slices(part)
+    return part.pieces() if isinstance(part, Tensors) else _pieces_of_file(part)
+
+
+def _pieces_of_file(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as source:
+        while piece := source.read(PIECE_BYTES):
+            yield piece
 
 
 def _json(manifest: Mapping[str, Any], kind: Kind) -> bytes:
@@ -83,7 +121,7 @@ def _json(manifest: Mapping[str, Any], kind: Kind) -> bytes:
             f"cannot save the {kind.content}: expected JSON values beside the tensors, received: {error}"
         )
         raise UserError(message, hint="use numbers, strings, lists and dicts with string keys") from error
-    if len(text) > MAX_MANIFEST_BYTES:
+    if len(text) > MAX_MANIFEST_BYTES or not is_reasonable_json(text):
         message = f"cannot save the {kind.content}: expected a manifest of at most {MAX_MANIFEST_BYTES} bytes, received {len(text)}"
         raise UserError(message, hint="keep large things in a file of their own")
     return text
@@ -95,11 +133,3 @@ def _versions() -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError:  # run from a source tree or a shipped archive
         fatwood = "unknown"
     return {"fatwood": fatwood, "python": platform.python_version(), "torch": torch.__version__}
-
-
-def _entry(name: str) -> zipfile.ZipInfo:
-    """An archive entry that is the same on every machine."""
-    entry = zipfile.ZipInfo(name, date_time=_EPOCH)
-    entry.create_system = 3  # Unix, also where it is written on Windows
-    entry.external_attr = 0o644 << 16
-    return entry

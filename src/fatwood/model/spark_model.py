@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
 
-from fatwood import blueprint, storage
-from fatwood.checkpoint import load_network, write_model
 from fatwood.data import OnBadRow
 from fatwood.data.inputs import InputSpec
 from fatwood.data.preprocessing import Transform
 from fatwood.errors import OptionError
+from fatwood.model import saving
 from fatwood.model.inference import Inference
 from fatwood.snapshots import Checkpoints
 from fatwood.spark.run_state import RunState
+from fatwood.storage import URI
 from fatwood.train import (
     AnyLoss,
     Callback,
@@ -81,6 +81,7 @@ class SparkModel(Inference):
         self.strategy = GradientSharing() if strategy is None else strategy
         self.preprocessing = _transforms(preprocessing)
         self._run = RunState()
+        self._schema: Mapping[str, Any] | None = None
 
     @property
     def epochs_trained(self) -> int:
@@ -117,7 +118,7 @@ class SparkModel(Inference):
         heartbeat_timeout_seconds: float = 10.0,
         rejoin_timeout_seconds: float = 120.0,
         checkpoints: Checkpoints | None = None,
-        resume_from: str | Path | None = None,
+        resume_from: URI | None = None,
         encrypt: bool = False,
         callbacks: Sequence[Callback | WorkerCallback] = (),
         collect_stats: bool = False,
@@ -246,71 +247,95 @@ class SparkModel(Inference):
             time_source=time_source,
             workers=workers,
             elasticity=elasticity,
-            resume_from=None if resume_from is None else str(resume_from),
+            resume_from=resume_from,
             encrypt=encrypt,
         )
         told = Callbacks([ProgressBar(), *on_driver] if progress else on_driver)
         fitted, run, transforms = fit_and_keep(data, job, options, run=self._run, callbacks=told)
         self._run.close()
-        self._run = run
+        self._run, self._schema = run, run.schema
         self.preprocessing = transforms
         told.end(fitted.history, fitted.stats)
         return fitted
 
-    def save(self, uri: str | Path) -> None:
-        """Write network and preprocessing to a file of tensors and JSON, atomically.
+    def save(
+        self,
+        uri: str | Path | BinaryIO,
+        *,
+        run: bool = False,
+        export: Any = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write network and preprocessing to a file of tensors and JSON: whole under its name, or not at all.
 
         Args:
-            uri: A path, or a URI that fsspec knows, such as ``s3://bucket/digits.fatwood``.
+            uri: A path, a URI that fsspec knows, such as ``s3://bucket/digits.fatwood``, or an open binary file, which is
+                written from the first byte to the last and stays open.
+            run: Write the optimizers, residuals, thresholds and random states, too, so that a loaded model's :meth:`fit`
+                goes on where this one's would.
+            export: What the network is called with, to write its operators, too, for processes that cannot import
+                its class: a tensor ``(B, ...)``, a tuple of them by position, a dict by name. One row is enough.
+            storage_options: Arguments of the store's fsspec class, by name.
+
+        Raises:
+            UserError: A network whose tensors or operators cannot be written.
+            StorageError: The file cannot be written.
         """
-        with_blueprint = blueprint.describe(self.network)
-        state_dict = self.network.state_dict()
-        storage.write_atomic(
+        saving.save(
             uri,
-            lambda file: write_model(
-                file,
-                state_dict=state_dict,
-                blueprint=with_blueprint,
-                extra={"preprocessing": {name: t.to_json() for name, t in self.preprocessing.items()}},
-            ),
+            self.network,
+            preprocessing=self.preprocessing,
+            schema=self._schema,
+            run=self._run if run else None,
+            export=export,
+            storage_options=storage_options,
         )
 
     @classmethod
     def load(
         cls,
-        uri: str | Path,
+        uri: str | Path | BinaryIO,
         *,
         network: torch.nn.Module | None = None,
         loss: AnyLoss | None = None,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
         strategy: Strategy | None = None,
+        run: bool = True,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> SparkModel:
-        """Read a file that :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote; nothing in it is unpickled or executed.
+
+        The network is the one that is given; else one of the class that the file names, where it is importable; else the
+        operators that were exported.
 
         Args:
-            uri: As in :meth:`save`.
-            network: A network to load the tensors into. Without it the network is rebuilt from what the file
-                says of its class, which must be importable here.
+            uri: As in :meth:`save`. A local file is mapped into memory: replace it as a whole, as :meth:`save` does, and do not
+                write into it, while the network is used.
+            network: A network to load the tensors into.
             loss: As in the constructor; files hold none.
-            optimizer: As in the constructor.
+            optimizer: As in the constructor; files hold none, but what it knows of a saved run.
             scheduler: As in the constructor.
-            strategy: As in the constructor.
+            strategy: As in the constructor; that of the saved run.
+            run: Whether to go on from a run, if the file holds one.
+            storage_options: As in :meth:`save`.
 
         Raises:
             StorageError: There is no such file, or it is damaged or of a newer version.
-            UserError: The file cannot say how to rebuild the network and none was given, or the one given does not fit.
+            UserError: There is no way to the network, or the one given does not fit.
         """
-        loaded, extra = load_network(uri, network)
-        saved = extra.get("preprocessing", {})
-        return cls(
-            loaded,
-            preprocessing={name: Transform.from_json(state) for name, state in saved.items()},
+        strategy = GradientSharing() if strategy is None else strategy
+        found = saving.load(uri, network=network, strategy=strategy, run=run, storage_options=storage_options)
+        model = cls(
+            found.network,
+            preprocessing=found.preprocessing,
             loss=loss,
             optimizer=optimizer,
             scheduler=scheduler,
             strategy=strategy,
         )
+        model._run, model._schema = found.run, found.schema
+        return model
 
     def reset(self) -> None:
         """Forget optimizers, residuals, thresholds and epochs of former fits; the network keeps its parameters."""
