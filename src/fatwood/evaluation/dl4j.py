@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,7 +33,7 @@ _MAX_BYTES = 1 << 30
 _HINT = "pass the JSON that toJson() of Deeplearning4j returned, unchanged"
 
 
-def from_dl4j(source: str | os.PathLike[str]) -> Report:
+def from_dl4j(source: storage.URI, *, storage_options: Mapping[str, Any] | None = None) -> Report:
     """A report that Deeplearning4j wrote as JSON, of any version that has JSON.
 
     - ``Evaluation`` is a :class:`Classification`; its loss is not known (NaN).
@@ -47,6 +46,7 @@ def from_dl4j(source: str | os.PathLike[str]) -> Report:
 
     Args:
         source: The JSON text, or a file on any storage.
+        storage_options: Arguments of the file's store, by name: address, credentials.
 
     Returns:
         A report that can be merged with one of the same options, with the exceptions above.
@@ -55,7 +55,11 @@ def from_dl4j(source: str | os.PathLike[str]) -> Report:
         UserError: It is something else, or holds not enough.
         StorageError: The file cannot be read.
     """
-    text = source if isinstance(source, str) and source.lstrip()[:1] in ("{", "[", "") else _read(source)
+    text = (
+        source
+        if isinstance(source, str) and source.lstrip()[:1] in ("{", "[", "")
+        else _read(storage.location(source, storage_options))
+    )
     try:
         state = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -85,11 +89,11 @@ def from_dl4j(source: str | os.PathLike[str]) -> Report:
         raise UserError(message, hint=_HINT) from error
 
 
-def _read(source: str | os.PathLike[str]) -> str:
+def _read(source: storage.URI) -> str:
     try:
         return storage.read_bytes(source, max_bytes=_MAX_BYTES).decode()
     except UnicodeDecodeError as error:
-        message = f"from_dl4j: {os.fspath(source)}: expected JSON, received bytes that are no text"
+        message = f"from_dl4j: {source}: expected JSON, received bytes that are no text"
         raise UserError(message, hint=_HINT) from error
 
 
