@@ -24,9 +24,9 @@ what a job or a fit costs by itself is left out, and counting, shuffle and sorti
 * spill: epochs after the first, beside a memory-mapped Arrow file of the same rows, copied into the same minibatches in the
   file's order or at random by `take`. `spill_over_mmap` is both at random; `spill_over_mmap_in_order` is ours at random over the
   file in its order, the hardest.
-* memory: the largest anonymous memory of a worker whose partition has `--memory-gb`, made in the plan: what is its own, without
-  mapped files that the system can drop (`rss_mb` has these too). `of_two_rows_mb` is what a fit of two rows takes: Python,
-  PyTorch and PySpark.
+* memory: the largest private memory of a worker whose partition has `--memory-gb`, made in the plan: what is its own, without
+  mapped files that the system can drop (`rss_mb` has these too), and without PyTorch and PySpark, which workers of
+  `fatwood.spark.daemon` share. `of_two_rows_mb` is that of a fit of two rows.
 
 All of a kind take turns, every second turn backwards; ratios are of the best repetitions, medians stand beside.
 """
@@ -124,7 +124,7 @@ def columns(kind: str) -> dict[str, Any]:
 
 
 @contextmanager
-def session() -> Iterator[SparkSession]:
+def session(daemon: str = "pyspark.daemon") -> Iterator[SparkSession]:
     """Two cores, and enough memory for all rows."""
     here = Path(__file__).resolve().parent
     os.environ |= {
@@ -136,6 +136,7 @@ def session() -> Iterator[SparkSession]:
         "spark.driver.host": "127.0.0.1",
         "spark.driver.memory": "6g",
         "spark.log.level": "ERROR",
+        "spark.python.daemon.module": daemon,
         "spark.sql.files.maxPartitionBytes": "1g",  # a file is a partition, as the loader needs them even
         "spark.sql.files.openCostInBytes": "1g",
         "spark.sql.shuffle.partitions": str(WORKERS),
@@ -433,14 +434,14 @@ class MemoryWatch(threading.Thread):
         super().__init__(name="memory-watch", daemon=True)
         self.over = threading.Event()
         self.peak: dict[int, dict[str, float]] = {}
-        """MB by process: anonymous, all resident, and proportional, each at its own largest."""
+        """MB by process: its own, all resident, and proportional, each at its own largest."""
 
     def run(self) -> None:
         """Look until it is over."""
         while not self.over.wait(0.05):
             for process in psutil.Process().children(recursive=True):
                 try:
-                    if process.name().startswith("python") or "pyspark.daemon" in process.cmdline():
+                    if process.name().startswith("python"):
                         self._note(process.pid)
                 except (psutil.Error, OSError):
                     continue  # it has just ended
@@ -449,7 +450,7 @@ class MemoryWatch(threading.Thread):
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
         kb = {line.split(":")[0]: int(line.split()[1]) for line in lines}
         peak = self.peak.setdefault(pid, {})
-        for name, field in (("anonymous_mb", "Anonymous"), ("rss_mb", "Rss"), ("pss_mb", "Pss")):
+        for name, field in (("private_mb", "Private_Dirty"), ("rss_mb", "Rss"), ("pss_mb", "Pss")):
             peak[name] = max(peak.get(name, 0.0), kb[field] / 1024)
 
 
@@ -468,19 +469,19 @@ def made_in_the_plan(spark: SparkSession, kind: str, gb: float) -> DataFrame:
 
 def memory(kind: str, gb: float, epochs: int) -> dict[str, Any]:
     """The largest memory of the one worker of a fit over one large partition."""
-    with session() as spark:
+    with session("fatwood.spark.daemon") as spark:
         df = made_in_the_plan(spark, kind, gb)
         few = persist(spark.range(0, 2, 1, WORKERS).mapInArrow(*made(kind)))
         watch = MemoryWatch()
         watch.start()
         model().fit(few, **columns(kind) | {"workers": 1, "epochs": epochs})
-        before = max(peak["anonymous_mb"] for peak in watch.peak.values())
+        before = max(peak["private_mb"] for peak in watch.peak.values())
         start = time.perf_counter()
         fit = model().fit(df, **columns(kind) | {"workers": 1, "epochs": epochs})
         seconds = time.perf_counter() - start
         watch.over.set()
         watch.join()
-    worker = max(watch.peak.values(), key=lambda peak: peak["anonymous_mb"])
+    worker = max(watch.peak.values(), key=lambda peak: peak["private_mb"])
     rows = fit.stats.rows_trained // epochs
     return {"gb": gb, "epochs": epochs, "rows": rows, "seconds": seconds, "of_two_rows_mb": before, **worker}
 
@@ -548,7 +549,7 @@ def _headlines(found: dict[str, Any]) -> dict[str, Any]:
         if part in found
     }
     if "memory" in found:
-        headlines["peak_worker_mb"] = {kind: of["anonymous_mb"] for kind, of in found["memory"].items()}
+        headlines["peak_worker_mb"] = {kind: of["private_mb"] for kind, of in found["memory"].items()}
     return headlines
 
 

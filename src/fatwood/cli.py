@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -74,6 +76,152 @@ def report(*, file: str, output: Path | None, title: str, show: bool) -> None:
     click.echo(path)
     if show and click.launch(path.resolve().as_uri()) != 0:
         click.echo("no browser could be started; open the file yourself", err=True)
+
+
+@cli.command()
+@click.argument("file")
+@click.option(
+    "--out", default=None, help="Write a model file of Fatwood; may be a URI, such as model.fatwood."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the table as one JSON object.")
+def migrate(*, file: str, out: str | None, as_json: bool) -> None:
+    """Print a network that Deeplearning4j saved in FILE, layer by layer; FILE may be a URI."""
+    from fatwood.migrate import from_dl4j
+
+    old = from_dl4j(file)
+    click.echo(json.dumps(old.to_json()) if as_json else old)
+    if out is not None:
+        from fatwood.model import SparkModel
+
+        SparkModel(old.network, preprocessing=old.preprocessing or None).save(out)
+        click.echo(f"wrote {out}", err=True)
+
+
+@cli.command()
+@click.argument("archive", default="environment.tar.gz")
+@click.option("--check", "only_check", is_flag=True, help="Check an archive instead of making one.")
+@click.option(
+    "--requirements",
+    type=click.Path(dir_okay=False, exists=True, path_type=Path),
+    default=None,
+    help="Pack what this file for pip names instead of this environment.",
+)
+@click.option(
+    "--platform", default=None, help="The machines, such as manylinux_2_28_x86_64.  [default: this]"
+)
+@click.option(
+    "--torch", type=click.Choice(["cpu", "cuda"]), default=None, help="Refuse another build of torch."
+)
+@click.option("--exclude", multiple=True, help="A distribution to leave out; may be repeated.")
+@click.option("--drop-tests", is_flag=True, help="Leave out folders of tests.")
+@click.option("--level", type=click.IntRange(0, 9), default=1, show_default=True, help="Of gzip.")
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Where to keep packed parts.",
+)
+def pack(*, archive: str, only_check: bool, **options: Any) -> None:
+    """Pack this environment and its Python in ARCHIVE (.tar.gz) for machines that have none."""
+    from fatwood import packing
+
+    if only_check:
+        checked = packing.check(archive)
+        click.echo("".join(f"{name} {version}\n" for name, version in checked.versions.items()), nl=False)
+        click.echo(
+            f"{archive}: all {len(checked.manifest['parts'])} parts are well; it starts and imports them"
+        )
+        return
+    options["exclude"] = [name.lower().replace("_", "-") for name in options["exclude"]]
+    done = packing.pack(archive, tell=lambda line: click.echo(line, err=True), **options)
+    facts = done.manifest
+    click.echo(
+        f"{archive}: {done.bytes / 1e6:.1f} MB in {done.seconds:.1f} s, Python {facts['python']}, torch for "
+        f"{facts['torch_build']}, needs glibc {facts['glibc_needed']}\nsha256 {done.sha256}"
+    )
+    if facts["libraries_needed"]:
+        click.echo(f"of the system it needs: {', '.join(facts['libraries_needed'])}", err=True)
+
+
+@cli.command(context_settings={"allow_interspersed_args": False})
+@click.option(
+    "--master", default="local", show_default=True, help="local, spark://HOST:PORT, yarn or k8s://URL."
+)
+@click.option("--deploy-mode", help="Where the driver runs: client or cluster.  [default: cluster on k8s]")
+@click.option("--workers", type=int, default=2, show_default=True, help="Tasks that train together.")
+@click.option("--cores-per-worker", type=int, default=1, show_default=True, help="Cores and threads of each.")
+@click.option("--workers-per-executor", type=int, help="They share one PyTorch in memory.  [default: 1]")
+@click.option("--parameters", type=int, help="Of the network: memory follows it.  [default: 20000000]")
+@click.option("--memory-per-worker", help="Of a Python worker, as 3g.  [default: from --parameters]")
+@click.option("--executor-memory-total", help="What an executor may take in all.  [default: what it needs]")
+@click.option("--archive", help="An environment, .tar.gz; path or URI.")
+@click.option("--python", help="Python of the executors, where there is no archive.")
+@click.option("--gpus-per-worker", type=float, help="Whole GPUs, or a part of one of at most 0.5.")
+@click.option("--gpu-discovery-script", help="On the executors' machines; prints their GPUs. yarn and k8s.")
+@click.option("--node-label", help="Where executors may run: a label of yarn, NAME=VALUE of a k8s node.")
+@click.option("--image", help="Container image. k8s.")
+@click.option("--namespace", help="k8s.")
+@click.option("--env", multiple=True, metavar="NAME=VALUE", help="Variable of driver and executors.")
+@click.option(
+    "--conf", multiple=True, metavar="NAME=VALUE", help="Setting of Spark; wins over a computed one."
+)
+@click.option("--dry-run", is_flag=True, help="Print the command and the reasons, and run nothing.")
+@click.argument("script")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def submit(
+    *,
+    memory_per_worker: str | None,
+    executor_memory_total: str | None,
+    env: tuple[str, ...],
+    conf: tuple[str, ...],
+    dry_run: bool,
+    **given: Any,
+) -> None:
+    """Run SCRIPT on a cluster with spark-submit, with memory, cores and settings that training needs."""
+    from fatwood import submission as room
+
+    sizes = {"memory_per_worker": memory_per_worker, "executor_memory_total": executor_memory_total}
+    for name, text in sizes.items():
+        given[f"{name}_mib"] = None if text is None else room.parse_mib(text, f"--{name.replace('_', '-')}")
+    submission = room.Submission(
+        driver_python=sys.executable,
+        environment=room.pairs("--env", env),
+        conf=room.pairs("--conf", conf),
+        **given,
+    )
+    submission.require_cluster_files(os.environ)
+    command = room.command_of(submission, *room.find_spark_submit(os.environ))
+    if dry_run:
+        click.echo(command.text(), nl=False)
+    else:
+        sys.exit(room.run(command))
+
+
+@cli.command()
+@click.option(
+    "--master", default=None, help="As for spark-submit.  [default: what Spark's configuration says]"
+)
+@click.option(
+    "--conf", multiple=True, metavar="NAME=VALUE", help="Setting of Spark, as the job will have it."
+)
+@click.option("--storage", default=None, help="URI of a folder that driver and executors try to use.")
+@click.option(
+    "--timeout-seconds", type=float, default=180.0, show_default=True, help="How long the job may take."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print findings and facts as one JSON object.")
+def doctor(
+    *, master: str | None, conf: tuple[str, ...], storage: str | None, timeout_seconds: float, as_json: bool
+) -> None:
+    """Examine a cluster: driver, executors and the ways between them. Ends with code 1 if something is wrong."""
+    from fatwood.doctor import examination
+
+    settings = dict(examination.setting(text) for text in conf)
+    found = examination.examine_cluster(
+        master, settings, storage_uri=storage, timeout_seconds=timeout_seconds
+    )
+    click.echo(json.dumps(found.to_json()) if as_json else found)
+    if not found.healthy:
+        sys.exit(1)
 
 
 def main() -> None:

@@ -17,14 +17,18 @@ LEAST = {  # what the page's model must reach on its rows; chance is a third, a 
     "minibatch-files": 0.6,
     "shards": 0.6,
     "pipeline": 0.9,
+    "save": 0.9,
 }
+
+ELSEWHERE = {"doctor", "migrate", "pack", "storage", "submit"}
+"""Pages whose tests are in tests/doctor, tests/migrate, tests/storage and tests/submission."""
 
 
 def test_every_page_is_listed_and_tested() -> None:
-    pages = {page.stem for page in PAGES.glob("*.md")} - {"README"}
+    pages = {page.stem for page in PAGES.glob("*.md")} - {"README", *ELSEWHERE}
     assert pages == LEAST.keys()
     listed = re.findall(r"\]\(([\w-]+)\.md\)", (PAGES / "README.md").read_text(encoding="utf-8"))
-    assert set(listed) == pages
+    assert set(listed) == {*pages, *ELSEWHERE}
 
 
 @pytest.mark.spark

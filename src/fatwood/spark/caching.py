@@ -30,7 +30,7 @@ from fatwood.errors import OptionError
 from fatwood.spark.connect import connect_levels, is_connect
 from fatwood.spark.session import require_spark
 
-__all__ = ["persist", "warn_of_caching"]
+__all__ = ["harm_of", "level_name", "level_of", "persist", "warn_of_caching"]
 
 LOG = logging.getLogger("fatwood.data")
 
@@ -72,10 +72,12 @@ def persist(data: Kept, *, log: logging.Logger = LOG) -> Kept:
     before = _own_level(data)
     if before == StorageLevel.NONE:
         data.persist(level)
-        log.info("%s kept at %s: %s; %s", kind, _named(level), why, _WHY_DISK)
+        log.info("%s kept at %s: %s; %s", kind, level_name(level), why, _WHY_DISK)
     else:
         log.info(
-            "%s stays cached at %s: Spark does not change the level of what it keeps", kind, _named(before)
+            "%s stays cached at %s: Spark does not change the level of what it keeps",
+            kind,
+            level_name(before),
         )
         warn_of_caching(data, log=log)
     return data
@@ -98,7 +100,7 @@ def warn_of_caching(
     _kind(data)
     levels = _levels_of_lineage(data) if isinstance(data, RDD) else _levels_of_plan(data)
     off_heap = _has_off_heap(data)
-    for name, harm in {_named(level): _harm(level, off_heap=off_heap) for level in levels}.items():
+    for name, harm in {level_name(level): harm_of(level, off_heap=off_heap) for level in levels}.items():
         if harm:
             log.warning("rows cached at %s: %s; %s", name, harm, _INSTEAD)
     elsewhere = {} if sample is None else {str(tensor.device): None for tensor in _tensors(sample)}
@@ -111,7 +113,7 @@ def warn_of_caching(
             )
 
 
-def _harm(level: StorageLevel, *, off_heap: bool) -> str | None:
+def harm_of(level: StorageLevel, *, off_heap: bool) -> str | None:
     """What is bad about a level; None when it is fine."""
     if level.useMemory and not level.useDisk:
         return (
@@ -158,7 +160,7 @@ def _levels_of_plan(df: Any) -> Iterator[StorageLevel]:
     leaves = plan.collectLeaves()
     for leaf in (leaves.apply(i) for i in range(leaves.size())):
         if leaf.nodeName().startswith("InMemoryRelation"):
-            yield _level(leaf.cacheBuilder().storageLevel())
+            yield level_of(leaf.cacheBuilder().storageLevel())
 
 
 def _levels_of_lineage(rdd: Any) -> Iterator[StorageLevel]:
@@ -170,19 +172,20 @@ def _levels_of_lineage(rdd: Any) -> Iterator[StorageLevel]:
         if current.id() in seen:
             continue
         seen.add(current.id())
-        level = _level(current.getStorageLevel())
+        level = level_of(current.getStorageLevel())
         if level != StorageLevel.NONE:
             yield level
         dependencies = current.dependencies()
         waiting.extend(dependencies.apply(i).rdd() for i in range(dependencies.size()))
 
 
-def _level(java: Any) -> StorageLevel:
+def level_of(java: Any) -> StorageLevel:
+    """Java's storage level as Python's."""
     flags = java.useDisk(), java.useMemory(), java.useOffHeap(), java.deserialized()
     return StorageLevel(*flags, java.replication())
 
 
-def _named(level: StorageLevel) -> str:
+def level_name(level: StorageLevel) -> str:
     """``MEMORY_ONLY`` or the like; in Spark's words where Python has no name for it."""
     known = {name: value for name, value in vars(StorageLevel).items() if isinstance(value, StorageLevel)}
     return next((name for name, value in known.items() if value == level), str(level))
