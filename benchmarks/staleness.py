@@ -3,7 +3,7 @@
     python benchmarks/staleness.py [--parts speed accuracy] [--mbit 100] [--workers 3] [--repetitions 3] [--seeds 3] [--json]
 
 * speed (needs root): every worker is a process on a host of its own (a network namespace), on links that are shaped both
-  ways (`staleness_network.py`), with Fatwood's own exchange and coordinator and without Spark. The two settings take turns.
+  ways (`fatwood.testing.network`), with Fatwood's own exchange and coordinator and without Spark. The two settings take turns.
   Where a case has a `device_ms`, the forward pass sleeps so long as a stand-in for an accelerator's work: this machine's cores
   are shared by all workers, so with work on the cores alone they and not the network are measured. In the cases named
   "cores" all work is real. Each worker computes with one thread. Steps per second are those of the second of two epochs.
@@ -36,12 +36,12 @@ from typing import Any, Literal
 import convergence
 import numpy as np
 import torch
-from staleness_network import Network, inside, slow_network
 from torch import nn
 
 from fatwood.codec import AdaptiveThreshold, TargetSparsityThreshold
 from fatwood.data import Layout
 from fatwood.exchange import Coordinator, new_secret
+from fatwood.testing.network import Network, host_network, inside
 from fatwood.testing.threads import shard, training_job
 from fatwood.train import (
     AllReduce,
@@ -266,7 +266,7 @@ def heard(
 def speed(names: list[str], workers: int, mbit: float, repetitions: int) -> dict[str, Any]:
     """Cases, the two settings in turns."""
     runs: dict[str, dict[int, list[dict[str, Any]]]] = {name: {0: [], 1: []} for name in names}
-    with slow_network(workers, mbit) as net, worker_processes(net) as processes:
+    with host_network(workers, mbit=mbit) as net, worker_processes(net) as processes:
         for repetition in range(repetitions):
             for name, staleness in product(names, STALENESS[:: 1 if repetition % 2 == 0 else -1]):
                 runs[name][staleness].append(train(net, processes, name, staleness))

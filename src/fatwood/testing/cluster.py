@@ -29,6 +29,7 @@ from pathlib import Path
 import psutil
 
 from fatwood.errors import ClusterError, OptionError
+from fatwood.testing.network import Network
 
 __all__ = ["StandaloneCluster", "executor_of", "python_workers", "standalone_cluster"]
 
@@ -62,6 +63,8 @@ class StandaloneCluster:
     """Of each Worker."""
     memory: str
     """Of each Worker, as Spark writes it: the executors on it share it."""
+    network: Network | None = None
+    """Whose hosts the daemons run on: the Master on the driver's; None for loopback."""
     master: str = ""
     """The URL, as for ``SparkSession.builder.master``."""
     _guards: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
@@ -142,13 +145,12 @@ class StandaloneCluster:
         return found
 
     def _begin_master(self) -> None:
-        self._begin("master", [_MASTER, "--host", _HOST, "--port", "0", "--webui-port", "0"], {})
+        self._begin("master", [_MASTER], {})
         self.master = self._await("master", r"Starting Spark master at (spark://\S+)")
         self._await("master", r"elected leader")
 
     def _begin_worker(self, name: str) -> None:
-        command = [_WORKER, "--host", _HOST, "--port", "0", "--webui-port", "0"]
-        command += ["--cores", str(self.cores), "--memory", self.memory, self.master]
+        command = [_WORKER, "--cores", str(self.cores), "--memory", self.memory, self.master]
         folders = {
             "SPARK_WORKER_DIR": self.folder / name / "work",
             "SPARK_LOCAL_DIRS": self.folder / name / "local",
@@ -160,14 +162,27 @@ class StandaloneCluster:
 
     def _begin(self, name: str, command: list[str], environment: Mapping[str, str]) -> None:
         home = _spark_home()
+        host, into = self._place(name)
+        kind, *arguments = command
+        daemon = [str(home / "bin" / "spark-class"), kind, "--host", host, "--port", "0", "--webui-port", "0"]
         with self.folder.joinpath(f"{name}.log").open("wb") as log:
             self._guards[name] = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-c", _GUARD, str(home / "bin" / "spark-class"), *command],
+                [*into, sys.executable, "-c", _GUARD, *daemon, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_environment(home) | dict(environment),
+                env=_environment(home, host) | dict(environment),
             )
+
+    def _place(self, name: str) -> tuple[str, list[str]]:
+        """A daemon's address, and what starts a command there."""
+        if self.network is None:
+            return _HOST, []
+        host, namespace = self.network.driver_host, self.network.driver
+        if name != "master":
+            number = int(name.rpartition("-")[2]) % len(self.network.workers)
+            host, namespace = self.network.worker_hosts[number], self.network.workers[number]
+        return host, ["ip", "netns", "exec", namespace]
 
     def _await(self, name: str, pattern: str) -> str:
         """What the daemon's log says where it matches; of the groups, the first."""
@@ -180,25 +195,32 @@ class StandaloneCluster:
             ended = self._guards[name].poll() is not None
             if ended or time.monotonic() >= deadline:
                 how = "ended" if ended else f"did not start within {_START_SECONDS:.0f} s"
-                message = f"the {name} of the Spark cluster on {_HOST} {how}, its log:\n{text[-4000:]}"
+                message = f"the {name} of the Spark cluster on {self._place(name)[0]} {how}, its log:\n{text[-4000:]}"
                 raise ClusterError(message, hint="it needs a Java that this PySpark can run on, and memory")
             time.sleep(_POLL_SECONDS)
 
 
 @contextmanager
 def standalone_cluster(
-    workers: int = 4, *, cores: int = 1, memory: str = "1g", parent: Path | None = None
+    workers: int = 4,
+    *,
+    cores: int = 1,
+    memory: str = "1g",
+    network: Network | None = None,
+    parent: Path | None = None,
 ) -> Iterator[StandaloneCluster]:
-    """A standalone cluster on loopback: a Master and `workers` Workers; on exit it is gone with all its executors.
+    """A standalone cluster on loopback, or on the hosts of a network: a Master and `workers` Workers; on exit it is gone with all its executors.
 
     Executors die with the cluster, so stop the session first. They should run the Python of this process: give the
     session ``spark.pyspark.python=sys.executable`` where that is not the ``python3`` of PATH, and
     ``spark.driver.host=127.0.0.1``.
 
     Args:
-        workers: Number of Workers; all have the same host, so that Spark's scheduler sees no locality.
+        workers: Number of Workers. On loopback all have the same host, so that Spark's scheduler sees no locality.
         cores: Slots of each.
         memory: Of each. An executor takes ``spark.executor.memory`` (1g) of it.
+        network: From :func:`fatwood.testing.network.host_network`: Workers take its worker hosts in turns. The driver
+            has to run inside ``network.driver``, with ``spark.driver.host`` and ``spark.driver.bindAddress`` its address.
         parent: Where its folder is made; None for that of temporary files.
 
     Raises:
@@ -209,7 +231,7 @@ def standalone_cluster(
         text = f"a Spark cluster: expected at least 1 worker and 1 core, received {workers} and {cores}"
         raise OptionError(text)
     folder = Path(tempfile.mkdtemp(prefix="fatwood-cluster-", dir=parent))
-    cluster = StandaloneCluster(folder=folder, cores=cores, memory=memory)
+    cluster = StandaloneCluster(folder=folder, cores=cores, memory=memory, network=network)
     try:
         cluster._begin_master()
         names = [f"worker-{number}" for number in range(workers)]
@@ -257,13 +279,13 @@ def _spark_home() -> Path:
     return Path(os.environ.get("SPARK_HOME") or Path(spec.origin).parent)
 
 
-def _environment(home: Path) -> dict[str, str]:
+def _environment(home: Path, host: str) -> dict[str, str]:
     """The daemons' own, without what this process's environment says of other clusters."""
     others = ("SPARK_", "PYSPARK_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     return kept | {
         "SPARK_HOME": str(home),
-        "SPARK_LOCAL_IP": _HOST,
+        "SPARK_LOCAL_IP": host,
         "SPARK_DAEMON_MEMORY": "256m",
         "SPARK_DAEMON_JAVA_OPTS": _JVM,
         "SPARK_LAUNCHER_OPTS": _JVM,

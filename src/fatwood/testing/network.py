@@ -1,4 +1,4 @@
-"""Hosts with slow links on this machine: network namespaces around a bridge, `tc tbf` on both ends of every port.
+"""Hosts with slow links on this machine: network namespaces around a bridge, `tc tbf` on both ends of every link.
 
 ::
 
@@ -13,6 +13,7 @@ killed one has left is removed by the next.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
 import subprocess
@@ -21,9 +22,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Network", "inside", "slow_network"]
+from fatwood.errors import ClusterError
 
-_PREFIX = "fatwood-staleness-"
+__all__ = ["Network", "host_network", "inside", "traffic"]
+
+_PREFIX = "fatwood-hosts-"
 _NAMES = Path("/run/netns")
 _BURST = "4kb"
 """What passes at full speed after a pause: far less than any message that is measured here."""
@@ -33,20 +36,28 @@ _NET_NAMESPACE = 0x40000000
 
 @dataclass(frozen=True)
 class Network:
-    """Names of namespaces; each has an address ``10.77.0.x``."""
+    """Hosts, each a network namespace with one link, ``eth0``."""
 
     driver: str
+    """The namespace."""
     driver_host: str
+    """The address."""
     workers: tuple[str, ...]
+    """Namespaces."""
+    worker_hosts: tuple[str, ...]
+    """Their addresses."""
 
 
 @contextmanager
-def slow_network(workers: int, mbit: float) -> Iterator[Network]:
+def host_network(workers: int, *, mbit: float | None = None) -> Iterator[Network]:
     """A network that is gone afterwards.
 
     Args:
         workers: Hosts beside the driver's.
-        mbit: Megabits a second that each of them can send, and receive.
+        mbit: Megabits a second that each of them can send, and receive; None for as much as the machine can.
+
+    Raises:
+        ClusterError: Not root, or `ip` or `tc` is missing or may not do this here.
     """
     prefix = f"{_PREFIX}{os.getpid()}"
     bridge, driver = f"{prefix}-bridge", f"{prefix}-driver"
@@ -59,14 +70,22 @@ def slow_network(workers: int, mbit: float) -> Iterator[Network]:
         _call("ip", "-n", bridge, "link", "set", "bridge", "up")
         for number, host in enumerate((driver, *hosts)):
             _plug(host, bridge, number)
-            if host != driver:
+            if host != driver and mbit is not None:
                 _shape(host, "eth0", mbit)
                 _shape(bridge, f"port{number}", mbit)
-        yield Network(driver, _address(0), tuple(hosts))
+        addresses = tuple(_address(number) for number in range(1, workers + 1))
+        yield Network(driver, _address(0), tuple(hosts), addresses)
     finally:
         for name in (bridge, driver, *hosts):
             if (_NAMES / name).exists():
                 _call("ip", "netns", "del", name)
+
+
+def traffic(namespace: str) -> tuple[int, int]:
+    """Bytes that a host has received and sent on its link so far, with the headers of Ethernet, IP and TCP."""
+    shown = json.loads(_call("ip", "-n", namespace, "-json", "-statistics", "link", "show", "eth0"))
+    counted = shown[0]["stats64"]
+    return int(counted["rx"]["bytes"]), int(counted["tx"]["bytes"])
 
 
 @contextmanager
@@ -112,8 +131,14 @@ def _shape(namespace: str, device: str, mbit: float) -> None:
     _call("ip", "netns", "exec", namespace, "tc", "qdisc", "add", "dev", device, *rule)
 
 
-def _call(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+def _call(*command: str) -> str:
+    hint = "network namespaces need root, and iproute2 (apt-get install iproute2)"
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)  # noqa: S603
+    except FileNotFoundError as error:
+        text = f"{command[0]}: not found"
+        raise ClusterError(text, hint=hint) from error
     if done.returncode:
         text = f"{' '.join(command)}: {done.stderr.strip()}"
-        raise OSError(text)
+        raise ClusterError(text, hint=hint)
+    return done.stdout
