@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fatwood.errors import DataError, OptionError, UserError
@@ -91,6 +91,7 @@ def test_weights_of_any_size_merge_without_rounding(name, seed, cuts) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.floats(0, 1e300)), max_size=20), st.integers(0, 20))
+@example([(0, 6e-280), (0, 1.0)], 1)  # nothing between the limbs of one and of the other
 def test_many_sums_are_exact(terms, cut) -> None:
     one, two, whole = ExactSums(3), ExactSums(3), ExactSums(3)
     for sums, part in ((one, terms[:cut]), (two, terms[cut:]), (whole, terms[::-1])):

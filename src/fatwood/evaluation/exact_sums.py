@@ -80,7 +80,7 @@ class ExactSums:
         """Make the limbs from low to before high exist."""
         width = self._limbs.shape[1]
         before = max(0, self._low - low) if width else 0
-        after = max(0, high - max(self._low + width, low)) if width else high - low
+        after = max(0, high - self._low - width) if width else high - low
         if not width:
             self._low = low
         if before or after:
