@@ -1,19 +1,20 @@
 # make demo   trains on this machine and prints what it did      (needs Python >= 3.10 and Java >= 17)
 # make test   all tests; make test-fast leaves out those that need Java or minutes
 # make check  format, lint, types
+# make docs   the site, in build/site
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 KERNEL := CMakeLists.txt $(wildcard src/kernel/*)
 
-.PHONY: demo test test-fast check format clean
+.PHONY: demo test test-fast check docs format clean
 
 demo: $(INSTALLED)
 	$(BIN)/fatwood demo
 
 test: test-fast
-	$(BIN)/pytest -q -m "spark or slow"
+	$(BIN)/pytest -q -n 2 --dist loadfile -m "spark or slow"
 
 test-fast: $(INSTALLED)
 	$(BIN)/pytest -q -n 2 -m "not spark and not slow"
@@ -22,6 +23,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/build_site.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
