@@ -9,7 +9,9 @@ import pytest
 
 from fatwood.errors import ClusterError, OptionError
 from fatwood.spark import session
+from fatwood.spark.elasticity import Elasticity
 from fatwood.spark.session import (
+    allocates,
     available_slots,
     driver_address,
     find_java,
@@ -111,6 +113,13 @@ def test_executors_that_register_late() -> None:
 def test_dynamic_allocation(conf, expected) -> None:
     enabled = {"spark.dynamicAllocation.enabled": "true"} if conf else {}
     assert available_slots(cluster([1], {**conf, **enabled}.items())) == expected
+    assert allocates(cluster([], {**conf, **enabled}.items())) == bool(conf)
+
+
+def test_executors_that_come_when_they_are_asked_for_have_more_time() -> None:
+    assert Elasticity().with_allocation() == Elasticity(start_timeout_seconds=300.0)
+    assert Elasticity(start_timeout_seconds=500.0).with_allocation().start_timeout_seconds == 500.0
+    assert Elasticity(min_workers=1).with_allocation() == Elasticity(min_workers=1)
 
 
 @pytest.mark.spark

@@ -145,6 +145,27 @@ def test_a_setting_of_the_user_wins_and_the_note_says_over_what(script: str) -> 
     assert "spark.locality.wait=0s" not in made.arguments
 
 
+@pytest.mark.parametrize(
+    "where", [{"master": "spark://head:7077"}, YARN, IMAGE], ids=["standalone", "yarn", "k8s"]
+)
+def test_with_dynamic_allocation_the_session_waits_for_no_executors(
+    script: str, where: dict[str, Any]
+) -> None:
+    fixed = conf(script, **where, workers=6, workers_per_executor=2)
+    dynamic = conf(
+        script, **where, workers=6, workers_per_executor=2, conf={"spark.dynamicAllocation.enabled": "true"}
+    )
+    waits = {
+        "spark.scheduler.minRegisteredResourcesRatio",
+        "spark.scheduler.maxRegisteredResourcesWaitingTime",
+    }
+    assert fixed.keys() - dynamic.keys() == waits
+    assert {key: dynamic[key] for key in dynamic.keys() - fixed.keys()} == {
+        "spark.dynamicAllocation.maxExecutors": "3",
+        "spark.dynamicAllocation.shuffleTracking.enabled": "true",
+    }
+
+
 def test_local_mode_has_a_slot_for_every_core_of_every_worker(script: str) -> None:
     assert "local[6]" in command(script, workers=3, cores_per_worker=2).arguments
     assert "local[8]" in command(script, workers=3, cores_per_worker=2, master="local[8]").arguments

@@ -33,12 +33,13 @@ def _disks(facts: Facts) -> Iterator[Finding]:
         for disk in process["disks"]:
             kind, path, free = disk["kind"], disk["path"], disk["free_bytes"]
             status: Status = "wrong"
-            if not disk["writable"]:
+            full = "Errno 28" in (disk["error"] or "")
+            if not disk["writable"] and not full:
                 expected, received = "that can be written to", disk["error"] or "it cannot"
                 hint = f"let the executors' user write to {path}, or name another folder in spark.local.dir (or TMPDIR)"
-            elif free is not None and free < _SMALL_DISK_BYTES:
-                status = "wrong" if free < _LOW_DISK_BYTES else "warn"
-                expected, received = f"with {size(_SMALL_DISK_BYTES)} free", f"{size(free)} free"
+            elif full or (free is not None and free < _SMALL_DISK_BYTES):
+                status = "wrong" if full or free < _LOW_DISK_BYTES else "warn"
+                expected, received = f"with {size(_SMALL_DISK_BYTES)} free", f"{size(free or 0)} free"
                 hint = f"workers keep their rows on local disk: make room in {path}, or name another folder in spark.local.dir (or TMPDIR)"
             else:
                 continue

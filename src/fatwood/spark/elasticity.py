@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fatwood.errors import OptionError
 from fatwood.snapshots import Checkpoints
 
 __all__ = ["Elasticity"]
+
+_ALLOCATION_SECONDS = 300.0
+"""How long an executor may take that dynamic allocation asks for: a queue, an archive to fetch and to unpack, a JVM."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,3 +35,9 @@ class Elasticity:
             if not (is_number and 0 < value < math.inf):
                 text = f"{name}: expected a finite number of seconds above 0, received {value!r}"
                 raise OptionError(text)
+
+    def with_allocation(self) -> Elasticity:
+        """With more time to start, as executors need that are started for the workers; not if fewer workers would do."""
+        if self.min_workers is not None:
+            return self
+        return replace(self, start_timeout_seconds=max(_ALLOCATION_SECONDS, self.start_timeout_seconds))

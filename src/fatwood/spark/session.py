@@ -19,6 +19,7 @@ from fatwood.errors import ClusterError, OptionError
 from fatwood.spark.connect import connect_slots, is_connect, is_stopped, require_connect
 
 __all__ = [
+    "allocates",
     "available_slots",
     "driver_address",
     "find_java",
@@ -98,6 +99,13 @@ def available_slots(spark: SparkSession, *, wanted: int = 1, wait_seconds: float
         time.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
 
 
+def allocates(spark: SparkSession) -> bool:
+    """Whether executors come and go with the work (dynamic allocation); of Spark Connect that is not known."""
+    if is_connect(spark) or _is_local(spark.sparkContext.master):
+        return False
+    return _is_dynamic(dict(spark.sparkContext.getConf().getAll()))
+
+
 def require_slots(spark: SparkSession, workers: int | None, *, wait_seconds: float = 60.0) -> int:
     """Checks that `workers` tasks can run at once, as the workers of a training job must.
 
@@ -137,9 +145,13 @@ def _is_local(master: str | None) -> bool:
     return master is not None and (master == "local" or master.startswith("local["))
 
 
+def _is_dynamic(conf: Mapping[str, str]) -> bool:
+    return conf.get("spark.dynamicAllocation.enabled", "false").lower() == "true"
+
+
 def _dynamic_slots(conf: Mapping[str, str]) -> int:
     """The slots that dynamic allocation may grow to; 0 where it is off."""
-    if conf.get("spark.dynamicAllocation.enabled", "false").lower() != "true":
+    if not _is_dynamic(conf):
         return 0
     executors = conf.get("spark.dynamicAllocation.maxExecutors", "infinity")
     cores = conf.get("spark.executor.cores")

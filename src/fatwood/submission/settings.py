@@ -71,6 +71,13 @@ def _size(s: Submission) -> _Pairs:
             "false",
             "the number of workers is known; clusters often have it on",
         )
+        if _dynamic(s):
+            yield "spark.dynamicAllocation.maxExecutors", s.executors, f"enough for {s.workers} workers"
+            yield (
+                "spark.dynamicAllocation.shuffleTracking.enabled",
+                "true",
+                "executors that hold the workers' rows are kept",
+            )
     yield (
         "spark.executorEnv.OMP_NUM_THREADS",
         s.cores_per_worker,
@@ -135,16 +142,19 @@ def _scheduling(s: Submission) -> _Pairs:
     yield "spark.speculation", "false", "a second copy of a worker would only wait"
     if s.kind is Kind.LOCAL:
         return
-    yield (
-        "spark.scheduler.minRegisteredResourcesRatio",
-        "1.0",
-        "the session is there when all executors are",
-    )
-    yield (
-        "spark.scheduler.maxRegisteredResourcesWaitingTime",
-        "300s",
-        "fetching and unpacking an archive takes minutes",
-    )
+    if not _dynamic(
+        s
+    ):  # else no executor comes before there is work: a session that waits for all waits in vain
+        yield (
+            "spark.scheduler.minRegisteredResourcesRatio",
+            "1.0",
+            "the session is there when all executors are",
+        )
+        yield (
+            "spark.scheduler.maxRegisteredResourcesWaitingTime",
+            "300s",
+            "fetching and unpacking an archive takes minutes",
+        )
     yield "spark.network.timeout", "60s", "an executor that fell silent is replaced after a minute, not two"
     yield "spark.network.timeoutInterval", "15s", "how often that is looked at; at most the timeout"
 
@@ -191,6 +201,10 @@ def _environment(s: Submission) -> _Pairs:
         yield f"spark.executorEnv.{name}", value, "given with --env, for executors"
         if s.kind in prefix:
             yield f"{prefix[s.kind]}.{name}", value, "given with --env, for the driver"
+
+
+def _dynamic(s: Submission) -> bool:
+    return s.conf.get("spark.dynamicAllocation.enabled", "").lower() == "true"
 
 
 def executor_python(s: Submission) -> str:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -29,7 +29,7 @@ from pathlib import Path
 import psutil
 
 from fatwood.errors import ClusterError, OptionError
-from fatwood.testing.network import Network
+from fatwood.testing.network import Network, on_host
 
 __all__ = ["StandaloneCluster", "executor_of", "python_workers", "standalone_cluster"]
 
@@ -49,6 +49,7 @@ def watch():
 threading.Thread(target=watch, daemon=True).start()
 sys.exit(daemon.wait())
 """
+_SPARK_CLASS = 'exec "$SPARK_HOME/bin/spark-class" "$@"'
 _JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xshare:auto"
 """Only the quick compiler and the smallest collector: these JVMs live for a minute."""
 
@@ -65,6 +66,8 @@ class StandaloneCluster:
     """Of each Worker, as Spark writes it: the executors on it share it."""
     network: Network | None = None
     """Whose hosts the daemons run on: the Master on the driver's; None for loopback."""
+    setups: Sequence[str] = ()
+    """What :func:`fatwood.testing.network.on_host` runs before each Worker, by its number."""
     master: str = ""
     """The URL, as for ``SparkSession.builder.master``."""
     _guards: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
@@ -162,27 +165,31 @@ class StandaloneCluster:
 
     def _begin(self, name: str, command: list[str], environment: Mapping[str, str]) -> None:
         home = _spark_home()
-        host, into = self._place(name)
+        host, namespace = self._place(name)
         kind, *arguments = command
-        daemon = [str(home / "bin" / "spark-class"), kind, "--host", host, "--port", "0", "--webui-port", "0"]
+        started = [*on_host(None, self._setup(name)), "sh", "-c", _SPARK_CLASS, "sh"]
+        daemon = [*started, kind, "--host", host, "--port", "0", "--webui-port", "0"]
         with self.folder.joinpath(f"{name}.log").open("wb") as log:
             self._guards[name] = subprocess.Popen(  # noqa: S603
-                [*into, sys.executable, "-c", _GUARD, *daemon, *arguments],
+                [*on_host(namespace), sys.executable, "-c", _GUARD, *daemon, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=_environment(home, host) | dict(environment),
             )
 
-    def _place(self, name: str) -> tuple[str, list[str]]:
-        """A daemon's address, and what starts a command there."""
+    def _place(self, name: str) -> tuple[str, str | None]:
+        """A daemon's address and network namespace."""
         if self.network is None:
-            return _HOST, []
-        host, namespace = self.network.driver_host, self.network.driver
-        if name != "master":
-            number = int(name.rpartition("-")[2]) % len(self.network.workers)
-            host, namespace = self.network.worker_hosts[number], self.network.workers[number]
-        return host, ["ip", "netns", "exec", namespace]
+            return _HOST, None
+        if name == "master":
+            return self.network.driver_host, self.network.driver
+        number = _number(name) % len(self.network.workers)
+        return self.network.worker_hosts[number], self.network.workers[number]
+
+    def _setup(self, name: str) -> str:
+        known = name != "master" and _number(name) < len(self.setups)
+        return self.setups[_number(name)] if known else ""
 
     def _await(self, name: str, pattern: str) -> str:
         """What the daemon's log says where it matches; of the groups, the first."""
@@ -207,6 +214,7 @@ def standalone_cluster(
     cores: int = 1,
     memory: str = "1g",
     network: Network | None = None,
+    setups: Sequence[str] = (),
     parent: Path | None = None,
 ) -> Iterator[StandaloneCluster]:
     """A standalone cluster on loopback, or on the hosts of a network: a Master and `workers` Workers; on exit it is gone with all its executors.
@@ -221,6 +229,8 @@ def standalone_cluster(
         memory: Of each. An executor takes ``spark.executor.memory`` (1g) of it.
         network: From :func:`fatwood.testing.network.host_network`: Workers take its worker hosts in turns. The driver
             has to run inside ``network.driver``, with ``spark.driver.host`` and ``spark.driver.bindAddress`` its address.
+        setups: Of each Worker, what its host runs first; see :func:`fatwood.testing.network.on_host`. It may also set
+            SPARK_HOME.
         parent: Where its folder is made; None for that of temporary files.
 
     Raises:
@@ -231,7 +241,7 @@ def standalone_cluster(
         text = f"a Spark cluster: expected at least 1 worker and 1 core, received {workers} and {cores}"
         raise OptionError(text)
     folder = Path(tempfile.mkdtemp(prefix="fatwood-cluster-", dir=parent))
-    cluster = StandaloneCluster(folder=folder, cores=cores, memory=memory, network=network)
+    cluster = StandaloneCluster(folder=folder, cores=cores, memory=memory, network=network, setups=setups)
     try:
         cluster._begin_master()
         names = [f"worker-{number}" for number in range(workers)]
@@ -269,6 +279,10 @@ def executor_of(pid: int) -> int:
     """
     daemon = psutil.Process(psutil.Process(pid).ppid())
     return int(daemon.ppid())
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("-")[2])
 
 
 def _spark_home() -> Path:

@@ -1,4 +1,4 @@
-"""Hosts with slow links on this machine: network namespaces around a bridge, `tc tbf` on both ends of every link.
+"""Hosts on this machine, with slow links if need be: network namespaces around a bridge, `tc tbf` on both ends of every link.
 
 ::
 
@@ -17,14 +17,14 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fatwood.errors import ClusterError
 
-__all__ = ["Network", "host_network", "inside", "traffic"]
+__all__ = ["Network", "host_network", "inside", "on_host", "traffic"]
 
 _PREFIX = "fatwood-hosts-"
 _NAMES = Path("/run/netns")
@@ -49,12 +49,12 @@ class Network:
 
 
 @contextmanager
-def host_network(workers: int, *, mbit: float | None = None) -> Iterator[Network]:
+def host_network(workers: int, *, mbit: float | Sequence[float | None] | None = None) -> Iterator[Network]:
     """A network that is gone afterwards.
 
     Args:
         workers: Hosts beside the driver's.
-        mbit: Megabits a second that each of them can send, and receive; None for as much as the machine can.
+        mbit: Megabits a second that each of them can send, and receive; None for as much as the machine can. Or one for each.
 
     Raises:
         ClusterError: Not root, or `ip` or `tc` is missing or may not do this here.
@@ -62,23 +62,39 @@ def host_network(workers: int, *, mbit: float | None = None) -> Iterator[Network
     prefix = f"{_PREFIX}{os.getpid()}"
     bridge, driver = f"{prefix}-bridge", f"{prefix}-driver"
     hosts = [f"{prefix}-worker{rank}" for rank in range(workers)]
+    rates = [*mbit] if isinstance(mbit, Sequence) else [mbit] * workers
     _remove_left()
     try:
         for name in (bridge, driver, *hosts):
             _call("ip", "netns", "add", name)
         _call("ip", "-n", bridge, "link", "add", "bridge", "type", "bridge")
         _call("ip", "-n", bridge, "link", "set", "bridge", "up")
-        for number, host in enumerate((driver, *hosts)):
+        for number, (host, rate) in enumerate(zip((driver, *hosts), (None, *rates), strict=True)):
             _plug(host, bridge, number)
-            if host != driver and mbit is not None:
-                _shape(host, "eth0", mbit)
-                _shape(bridge, f"port{number}", mbit)
+            if rate is not None:
+                _shape(host, "eth0", rate)
+                _shape(bridge, f"port{number}", rate)
         addresses = tuple(_address(number) for number in range(1, workers + 1))
         yield Network(driver, _address(0), tuple(hosts), addresses)
     finally:
         for name in (bridge, driver, *hosts):
             if (_NAMES / name).exists():
                 _call("ip", "netns", "del", name)
+
+
+def on_host(namespace: str | None, setup: str = "") -> list[str]:
+    """The words that start a command on a host, before its own.
+
+    Args:
+        namespace: Of the network; None for the machine's own.
+        setup: Commands of a shell that make the host what it is, run first, such as
+            ``hostname small; mount -t tmpfs -o size=64m none /dev/shm; ulimit -n 700; export TMPDIR=/full``. The host name
+            and what is mounted are of the command and its children alone. Needs root.
+    """
+    words = [] if namespace is None else ["ip", "netns", "exec", namespace]
+    if setup:
+        words += ["unshare", "--mount", "--uts", "sh", "-ec", f'{setup}\nexec "$@"', "sh"]
+    return words
 
 
 def traffic(namespace: str) -> tuple[int, int]:
