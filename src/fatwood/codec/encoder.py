@@ -25,12 +25,11 @@ from fatwood.codec.diagnostics import EncodingRecord, Multiples, multiples
 from fatwood.codec.kernel import Extracted, Signed
 from fatwood.codec.residual import ResidualClipping
 from fatwood.codec.threshold import Sent, Threshold, ThresholdState
+from fatwood.codec.vectors import Vector, add, host, put, zeros
 from fatwood.codec.warmup import DensityWarmup, quantile_tau
 from fatwood.errors import OptionError
 
 __all__ = ["Encoded", "ThresholdEncoder", "apply_messages"]
-
-Vector = NDArray[np.float32] | torch.Tensor
 
 _LARGEST = float(np.finfo(np.float32).max)
 _NOTHING_TO_MEASURE = 1.0  # tau of a message of a vector of zeros: nothing reaches it, whatever it is
@@ -90,9 +89,7 @@ class ThresholdEncoder:
         self.warmup = warmup
         self.debug = debug
         self.threads = threads
-        self.residual: Vector = (
-            np.zeros(n, np.float32) if device is None else torch.zeros(n, dtype=torch.float32, device=device)
-        )
+        self.residual: Vector = zeros(n, device)
         """(n,) what was not sent yet."""
         self.last: Encoded | None = None
         """Figures of the last message, None before the first."""
@@ -127,7 +124,7 @@ class ThresholdEncoder:
 
     def state_arrays(self) -> dict[str, NDArray[np.float32]]:
         """The arrays to save, as copies."""
-        return {"residual": _host(self.residual).copy()}
+        return {"residual": host(self.residual).copy()}
 
     def state_json(self) -> dict[str, Any]:
         """The rest to save, as JSON values."""
@@ -152,7 +149,7 @@ class ThresholdEncoder:
             msg = f"encoder state, residual: expected float32 of shape ({self.n},), received {received}"
             raise OptionError(msg, hint="the state belongs to a network with other trainable parameters")
         state, sent = _read_state(json, self.n)
-        self._store(residual)
+        put(self.residual, residual)
         self._state = self._first_state() if state is None else state
         self._sent, self.last = sent, None
 
@@ -191,9 +188,9 @@ class ThresholdEncoder:
     def _encode_values(self, delta: Vector, step: int) -> bytes:
         """A dense step: every value is sent, only the rounding is kept."""
         with np.errstate(over="ignore", invalid="ignore"):  # encode_values finds and names it
-            values = _host(self.residual + delta)
+            values = host(self.residual + delta)
         encoded, sent = message.encode_values(step, values)
-        self._store(values - sent)
+        put(self.residual, values - sent)
         self._sent = None
         self.last = Encoded(0.0, self.n, len(encoded), 0.0)
         return encoded
@@ -232,12 +229,6 @@ class ThresholdEncoder:
             raise ValueError(msg)
         return delta
 
-    def _store(self, residual: NDArray[np.float32]) -> None:
-        if isinstance(self.residual, torch.Tensor):
-            self.residual.copy_(torch.from_numpy(residual.copy()))
-        else:
-            np.copyto(self.residual, residual)
-
 
 def apply_messages(
     messages: Sequence[bytes | bytearray | memoryview],
@@ -275,7 +266,7 @@ def apply_messages(
             run.append(update)
         else:
             _add_signed(target, run, threads)
-            _add_values(target, update)
+            add(target, update)
             run = []
     _add_signed(target, run, threads)
 
@@ -299,13 +290,6 @@ def _add_signed(target: Vector, updates: list[Signed], threads: int) -> None:
         tensors.add_signed(target, updates)
     else:
         kernel.active().add_signed(target, updates, threads=threads)
-
-
-def _add_values(target: Vector, values: NDArray[np.float32]) -> None:
-    if isinstance(target, torch.Tensor):
-        target += torch.from_numpy(values).to(target.device)
-    else:
-        target += values
 
 
 def _check_target(target: Vector) -> None:
@@ -337,10 +321,6 @@ def _read_state(json: Mapping[str, Any], n: int) -> tuple[ThresholdState | None,
         msg = f"encoder state of {n} parameters: expected tau > 0, sparsity in 0 to 1 and count <= n, received {json!r}"
         raise OptionError(msg)
     return state, sent
-
-
-def _host(vector: Vector) -> NDArray[np.float32]:
-    return vector.cpu().numpy() if isinstance(vector, torch.Tensor) else vector
 
 
 def _norm(vector: Vector) -> float:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fatwood.codec.vectors import Vector, as_tensor, host, put
 from fatwood.errors import NotFiniteError, OptionError
 
 __all__ = ["FlatBuffers", "FlatParameters", "digest64", "require_finite", "trainable_parameters"]
@@ -28,7 +29,7 @@ def digest64(array: NDArray[Any]) -> int:
     return int.from_bytes(hashlib.blake2b(octets.data, digest_size=8).digest(), "little")
 
 
-def require_finite(vector: NDArray[np.float32]) -> None:
+def require_finite(vector: Vector) -> None:
     """Check an update or gradient in one pass; an encoder does so by itself.
 
     Args:
@@ -37,27 +38,33 @@ def require_finite(vector: NDArray[np.float32]) -> None:
     Raises:
         NotFiniteError: It has a NaN or an infinity.
     """
-    values = torch.from_numpy(vector)
+    values = as_tensor(vector)
     if bool(torch.isfinite(values.sum())):
         return
     bad = torch.nonzero(~torch.isfinite(values))  # none when only the sum was too large
     if len(bad):
         position = int(bad[0])
-        raise NotFiniteError(position, vector.size, float(vector[position]))
+        raise NotFiniteError(position, values.numel(), float(values[position]))
 
 
-def trainable_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def trainable_parameters(
+    module: nn.Module, device: torch.device | None = None
+) -> list[tuple[str, nn.Parameter]]:
     """The trainable parameters of a network with their names, a shared one once.
 
+    Args:
+        module: The network.
+        device: Where they have to be; None for the CPU.
+
     Raises:
-        OptionError: There is none, or one that is not float32 on the CPU, or not initialised yet.
+        OptionError: There is none, or one that is not float32 on the device, or not initialised yet.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if not named:
         msg = "network: expected at least one parameter with requires_grad=True, received none"
         raise OptionError(msg, hint="unfreeze a layer with layer.requires_grad_(True)")
     for name, parameter in named:
-        _check_parameter(name, parameter)
+        _check_parameter(name, parameter, device or torch.device("cpu"))
     return named
 
 
@@ -73,24 +80,32 @@ class FlatParameters:
 
     Args:
         module: The network; its parameters' data is replaced by views.
+        device: Where it is, to work on tensors there; None for a network on the CPU, to work on arrays.
 
     Raises:
-        OptionError: No trainable parameter, or one that is not float32 on the CPU, or not initialised yet.
+        OptionError: No trainable parameter, or one that is not float32 on the device, or not initialised yet.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        named = trainable_parameters(module)
+    def __init__(self, module: nn.Module, device: torch.device | None = None) -> None:
+        named = trainable_parameters(module, device)
         self.names: tuple[str, ...] = tuple(name for name, _ in named)
         self.size: int = sum(p.numel() for _, p in named)
-        self.vector: torch.Tensor = torch.empty(self.size)  # (n,) float32
+        self.device = device
+        self.vector: torch.Tensor = torch.empty(self.size, device=device)  # (n,) float32
         self._parameters = [p for _, p in named]
-        self._gradient = torch.zeros(self.size)
+        self._gradient = torch.zeros(self.size, device=device)
         for parameter, view in zip(self._parameters, self._views(self.vector), strict=True):
             view.copy_(parameter.detach())
             parameter.data = view
-        self.array: NDArray[np.float32] = self.vector.numpy()
+        self.values: Vector = self._worked_on(self.vector)
+        """(n,) the same memory as what updates and messages are made of: an array, or a tensor where a device is named."""
 
-    def gradient(self) -> NDArray[np.float32]:
+    @property
+    def array(self) -> NDArray[np.float32]:
+        """(n,) the same memory as an array; only of a network in the host's memory."""
+        return self.vector.numpy()
+
+    def gradient(self) -> Vector:
         """The gradients as one vector (n,); a parameter without one counts as zeros.
 
         The buffer is reused: the next call, or `set_gradient`, changes what this one returned.
@@ -100,9 +115,9 @@ class FlatParameters:
                 view.zero_()
             else:
                 view.copy_(parameter.grad.detach().to_dense())
-        return self._gradient.numpy()
+        return self._worked_on(self._gradient)
 
-    def set_gradient(self, flat: NDArray[np.float32]) -> None:
+    def set_gradient(self, flat: Vector) -> None:
         """Gives every trainable parameter its part of a flat gradient.
 
         Args:
@@ -112,13 +127,13 @@ class FlatParameters:
             ValueError: Another shape.
         """
         _check_flat(flat, self.size)
-        np.copyto(self._gradient.numpy(), flat)
+        put(self._worked_on(self._gradient), flat)
         for parameter, view in zip(self._parameters, self._views(self._gradient), strict=True):
             parameter.grad = view
 
     def digest(self) -> int:
         """A 64-bit digest of the parameters' bits, see `digest64`."""
-        return digest64(self.array)
+        return digest64(host(self.values))
 
     def locate(self, position: int) -> str:
         """Which parameter and element a position of the vector is, in words.
@@ -137,6 +152,9 @@ class FlatParameters:
             start += parameter.numel()
         msg = f"position: expected a number in range({self.size}), received {position}"
         raise ValueError(msg)
+
+    def _worked_on(self, tensor: torch.Tensor) -> Vector:
+        return tensor.numpy() if self.device is None else tensor
 
     def _views(self, flat: torch.Tensor) -> list[torch.Tensor]:
         """Parts of a vector (n,) in the parameters' shapes."""
@@ -187,18 +205,18 @@ class FlatBuffers:
         return [self._module.get_buffer(name) for name in self.names]
 
 
-def _check_parameter(name: str, parameter: nn.Parameter) -> None:
+def _check_parameter(name: str, parameter: nn.Parameter, device: torch.device) -> None:
     if isinstance(parameter, nn.parameter.UninitializedParameter):
         msg = f"network, parameter {name!r}: expected known values, received a lazy parameter without a shape"
         raise OptionError(msg, hint="run one batch through the network before fitting it")
-    if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
-        msg = f"network, parameter {name!r}: expected float32 on cpu, received {parameter.dtype} on {parameter.device}"
+    if parameter.dtype != torch.float32 or parameter.device != device:
+        msg = f"network, parameter {name!r}: expected float32 on {device}, received {parameter.dtype} on {parameter.device}"
         raise OptionError(
             msg, hint="pass network.float().cpu(), or freeze the parameter with requires_grad_(False)"
         )
 
 
-def _check_flat(flat: NDArray[np.float32], size: int) -> None:
+def _check_flat(flat: Vector, size: int) -> None:
     if flat.shape != (size,):
-        msg = f"flat vector: expected shape ({size},), received {flat.shape}"
+        msg = f"flat vector: expected shape ({size},), received {tuple(flat.shape)}"
         raise ValueError(msg)

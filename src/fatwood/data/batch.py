@@ -87,7 +87,7 @@ class Batch:
         return Batch(
             features=mapped(cut, self.features),
             label=None if self.label is None else mapped(cut, self.label),
-            row_ids=self.row_ids[chosen if isinstance(chosen, slice) else chosen.numpy()],
+            row_ids=self.row_ids[chosen if isinstance(chosen, slice) else chosen.cpu().numpy()],
             weight=None if self.weight is None else cut(self.weight),
             feature_mask=mapped(cut, self.feature_mask),
             label_mask=mapped(cut, self.label_mask),

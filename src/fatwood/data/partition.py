@@ -65,6 +65,7 @@ class PartitionData:
         prefetch: How many minibatches a thread reads ahead; 0 reads each when it is asked for. Minibatches and their
             order are the same either way.
         prefetch_bytes: How many bytes of them may wait.
+        pin: Whether they wait in page-locked memory, from where a GPU fetches them.
         bucket_by: The name of a field with steps: minibatches are made of rows of similar length. The first epoch then
             begins when all rows have arrived.
     """
@@ -85,6 +86,7 @@ class PartitionData:
         keep: bool = False,
         prefetch: int = 0,
         prefetch_bytes: int | None = None,
+        pin: bool = False,
         bucket_by: str | None = None,
     ) -> None:
         for name, value, least in (
@@ -114,6 +116,7 @@ class PartitionData:
         )
         self._prefetch = prefetch
         self._prefetch_bytes = prefetch_bytes
+        self._pin = pin
         self._prefetched: Prefetched | None = None
         self._arriving: Iterator[Rows] = self._arrivals(batches)
         self._first: list[Rows] = []  # rows to train on that came when validation rows were looked for
@@ -233,7 +236,7 @@ class PartitionData:
         self._end_reading()
         if not self._prefetch:
             return batches
-        self._prefetched = Prefetched(batches, self._prefetch, max_bytes=self._prefetch_bytes)
+        self._prefetched = Prefetched(batches, self._prefetch, max_bytes=self._prefetch_bytes, pin=self._pin)
         return self._prefetched
 
     def _end_reading(self) -> None:

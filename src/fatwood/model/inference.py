@@ -11,6 +11,7 @@ from fatwood.data import Batch, OnBadRow
 from fatwood.data.inputs import InputSpec
 from fatwood.data.preprocessing import Transform
 from fatwood.train import AnyLoss
+from fatwood.train.device import Asked
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -41,6 +42,7 @@ class Inference:
         activation: str | Callable[[torch.Tensor], torch.Tensor] | None = "auto",
         batch_size: int = 64,
         workers_per_node: int | None = None,
+        device: Asked = "auto",
         on_bad_row: OnBadRow = "error",
     ) -> Any:
         """Evaluate the network on rows, in their own partitions, in one pass whatever is asked for.
@@ -61,6 +63,7 @@ class Inference:
                 ``BCEWithLogitsLoss``, exp for ``NLLLoss``, else none.
             batch_size: Rows per forward pass; changes speed and memory only.
             workers_per_node: As in :meth:`predict`.
+            device: As in :meth:`predict`.
             on_bad_row: As in :meth:`fit`.
 
         Returns:
@@ -90,6 +93,7 @@ class Inference:
             transforms=self.preprocessing,
             batch_size=batch_size,
             workers_per_node=workers_per_node,
+            device=device,
             on_bad_row=on_bad_row,
         )
 
@@ -102,6 +106,7 @@ class Inference:
         weight: str | None = None,
         batch_size: int = 64,
         workers_per_node: int | None = None,
+        device: Asked = "auto",
         on_bad_row: OnBadRow = "error",
     ) -> float:
         """The mean loss over all rows: one number to compare models by.
@@ -113,6 +118,7 @@ class Inference:
             weight: A column that says how much each row counts.
             batch_size: As in :meth:`evaluate`.
             workers_per_node: As in :meth:`predict`.
+            device: As in :meth:`predict`.
             on_bad_row: As in :meth:`fit`.
 
         Returns:
@@ -134,6 +140,7 @@ class Inference:
             transforms=self.preprocessing,
             batch_size=batch_size,
             workers_per_node=workers_per_node,
+            device=device,
             on_bad_row=on_bad_row,
         )
 
@@ -151,6 +158,7 @@ class Inference:
         function: Callable[[Any, Batch], Any] | None = None,
         batch_size: int = 64,
         workers_per_node: int | None = None,
+        device: Asked = "auto",
         on_bad_row: OnBadRow = "error",
     ) -> DataFrame:
         """The network's output for every row, beside its key.
@@ -177,6 +185,8 @@ class Inference:
             batch_size: Rows per forward pass; changes speed and memory only. Where a minibatch does not fit into memory, a task
                 goes on with half as many rows, once.
             workers_per_node: How many tasks of a host may be in a forward pass at a time; None for all that Spark starts.
+            device: Where the network is called: ``"cpu"``; ``"cuda"``, the GPU that Spark gave the task, or one of the machine's where Spark
+                knows of none; ``"auto"``, a GPU where there is one. Outputs come back to the host before anything is done with them.
             on_bad_row: ``"error"``, or ``"skip"`` for a null prediction.
 
         Returns:
@@ -204,6 +214,7 @@ class Inference:
             function=function,
             batch_size=batch_size,
             workers_per_node=workers_per_node,
+            device=device,
             on_bad_row=on_bad_row,
         )
 
@@ -219,6 +230,7 @@ class Inference:
         regularization: Callable[[torch.nn.Module], torch.Tensor | float] | None = None,
         batch_size: int = 64,
         workers_per_node: int | None = None,
+        device: Asked = "auto",
         on_bad_row: OnBadRow = "error",
     ) -> DataFrame:
         """The loss of every row, beside its key.
@@ -234,6 +246,7 @@ class Inference:
                 ``lambda net: 1e-4 * sum(p.square().sum() for p in net.parameters())``.
             batch_size: As in :meth:`predict`.
             workers_per_node: As in :meth:`predict`.
+            device: As in :meth:`predict`.
             on_bad_row: ``"error"``, or ``"skip"`` for a null score.
 
         Returns:
@@ -257,6 +270,7 @@ class Inference:
             regularization=regularization,
             batch_size=batch_size,
             workers_per_node=workers_per_node,
+            device=device,
             on_bad_row=on_bad_row,
         )
 
@@ -268,6 +282,7 @@ class Inference:
         activation: str | Callable[[torch.Tensor], torch.Tensor] | None = "auto",
         batch_size: int = 64,
         workers_per_node: int | None = None,
+        device: Asked = "auto",
         on_bad_row: OnBadRow = "error",
     ) -> Any:
         """The network as a function of columns, for ``select``, for SQL and for streams.
@@ -287,6 +302,7 @@ class Inference:
             activation: As in :meth:`predict`.
             batch_size: As in :meth:`predict`.
             workers_per_node: As in :meth:`predict`.
+            device: As in :meth:`predict`.
             on_bad_row: ``"error"``, or ``"skip"`` for null.
 
         Returns:
@@ -307,5 +323,6 @@ class Inference:
             activation=activation,
             batch_size=batch_size,
             workers_per_node=workers_per_node,
+            device=device,
             on_bad_row=on_bad_row,
         )

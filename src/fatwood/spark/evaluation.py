@@ -38,6 +38,7 @@ from fatwood.spark.inference_order import NO_TRANSFORMS, order_of, require_label
 from fatwood.spark.reports import FITTING, TOGETHER, Found, Metrics, merged_reports
 from fatwood.train import AnyLoss, Key, Objective, losses_of
 from fatwood.train.activation import activation_of
+from fatwood.train.device import Asked
 
 __all__ = ["evaluate", "mean_score"]
 
@@ -63,6 +64,7 @@ def evaluate(
     transforms: Mapping[str, Transform] = NO_TRANSFORMS,
     batch_size: int,
     workers_per_node: int | None = None,
+    device: Asked = "auto",
     on_bad_row: OnBadRow,
 ) -> Any:
     """Evaluate on all rows and merge the partitions' reports, in their order; see :meth:`fatwood.SparkModel.evaluate`.
@@ -79,6 +81,7 @@ def evaluate(
         transforms: As in :func:`predict`.
         batch_size: Rows per forward pass.
         workers_per_node: How many tasks of a host may be computing at a time.
+        device: Where the network is called.
         on_bad_row: What to do with bad rows.
     """
     groups = _group_names(by, data)
@@ -95,6 +98,7 @@ def evaluate(
         on_bad_row,
         names=schema.names,
         workers_per_node=workers_per_node,
+        device=device,
     )
     handed = hand_to_tasks(rows.spark, order)
 

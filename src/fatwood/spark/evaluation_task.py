@@ -90,6 +90,7 @@ class _Evaluation:
             parts.others.get("metrics"),
             parts.others.get("activation"),
             weighted=order.layout.weight is not None,
+            device=parts.device,
         )
         self._groups = Groups(order.key_types or ())
         self._skipped: dict[int, int] = {}

@@ -30,6 +30,7 @@ from fatwood.spark.inference_order import NO_TRANSFORMS, order_of, require_label
 from fatwood.spark.inference_task import predict_partition, score_partition
 from fatwood.train import AnyLoss, Keys
 from fatwood.train.activation import activation_of
+from fatwood.train.device import Asked
 
 __all__ = ["predict", "score"]
 
@@ -57,6 +58,7 @@ def predict(
     function: Callable[[Any, Batch], Any] | None = None,
     batch_size: int,
     workers_per_node: int | None = None,
+    device: Asked = "auto",
     on_bad_row: OnBadRow,
 ) -> DataFrame:
     """The network's output for every row, lazily; see :meth:`fatwood.SparkModel.predict`.
@@ -77,6 +79,7 @@ def predict(
         function: Of what the network returns and the minibatch.
         batch_size: Rows per forward pass.
         workers_per_node: Tasks of a host that compute at a time.
+        device: Where the network is called.
         on_bad_row: What to do with bad rows.
     """
     keys = _output_keys(outputs)
@@ -109,6 +112,7 @@ def predict(
         returns=wanted,
         scalar=scalar,
         workers_per_node=workers_per_node,
+        device=device,
     )
     handed = hand_to_tasks(rows.spark, order)
 
@@ -131,6 +135,7 @@ def score(
     regularization: Callable[[torch.nn.Module], Any] | None = None,
     batch_size: int,
     workers_per_node: int | None = None,
+    device: Asked = "auto",
     on_bad_row: OnBadRow,
 ) -> DataFrame:
     """The loss of every row, lazily; see :meth:`fatwood.SparkModel.score`.
@@ -147,6 +152,7 @@ def score(
         regularization: Of the network, added to each row's score.
         batch_size: Rows per forward pass.
         workers_per_node: As in :func:`predict`.
+        device: As in :func:`predict`.
         on_bad_row: What to do with bad rows.
     """
     if parts["loss"] is None:
@@ -163,7 +169,13 @@ def score(
     given = f"key={key!r} and output={output!r}"
     schema = _schema("score", rows, [StructField(output, FloatType())], given)
     order = order_of(
-        rows, parts, batch_size, on_bad_row, names=schema.names, workers_per_node=workers_per_node
+        rows,
+        parts,
+        batch_size,
+        on_bad_row,
+        names=schema.names,
+        workers_per_node=workers_per_node,
+        device=device,
     )
     handed = hand_to_tasks(rows.spark, order)
 

@@ -13,12 +13,14 @@ from fatwood.data.preprocessing import Transform
 from fatwood.errors import OptionError
 from fatwood.spark.delivery import deliver
 from fatwood.spark.given import Selection, texts_of
+from fatwood.spark.gpus import device_order
 from fatwood.spark.inference_data import InferenceData, inference_data
 from fatwood.spark.inference_rows import InferenceOrder
 from fatwood.spark.reports import TOGETHER
 from fatwood.spark.shipping import ship
 from fatwood.spark.turns import Turns
 from fatwood.train import AnyLoss, Keys, losses_of, require_labels, takes_batch
+from fatwood.train.device import Asked
 
 __all__ = ["NO_TRANSFORMS", "order_of", "require_label", "rows_of"]
 
@@ -61,6 +63,7 @@ def order_of(
     returns: Sequence[str] = ("output",),
     scalar: bool = False,
     workers_per_node: int | None = None,
+    device: Asked = "auto",
 ) -> InferenceOrder:
     """What the tasks are told, the caller's options checked.
 
@@ -74,6 +77,7 @@ def order_of(
         returns: What of each.
         scalar: Whether an output is one number a row.
         workers_per_node: How many tasks of a host may be computing at a time; None for all.
+        device: Where the network is called.
     """
     _require_count("batch_size", batch_size)
     if workers_per_node is not None:
@@ -98,6 +102,7 @@ def order_of(
         scalar=scalar,
         turns=None if workers_per_node is None else Turns(secrets.token_hex(8), workers_per_node),
         numbering=rows.numbering,
+        device=device_order(rows.spark, device),
     )
 
 

@@ -23,10 +23,12 @@ from fatwood.data import ROW_BITS, SKIP_HINT, Batch, Decoder, Field, Group, Layo
 from fatwood.data.layout import row_ids_of
 from fatwood.errors import DataError
 from fatwood.spark.delivery import Delivered, rebuilt
+from fatwood.spark.gpus import task_gpus
 from fatwood.spark.memory import Halving
 from fatwood.spark.shipping import unship
 from fatwood.spark.turns import Turns
-from fatwood.train import AnyLoss, Keys, losses_of
+from fatwood.train import AnyLoss, Keys, losses_of, takes_batch
+from fatwood.train.device import DeviceOrder, taken_device
 
 __all__ = [
     "SIZE",
@@ -77,6 +79,8 @@ class InferenceOrder:
     """Whether an output is one number a row, and its column no array."""
     turns: Turns | None = None
     """For the minibatches of all tasks on a host; None for as many as there are tasks."""
+    device: DeviceOrder = field(default_factory=DeviceOrder)
+    """Where the network is called."""
     numbering: bool = False
     """Whether the task numbers its rows, as Spark numbers none of a stream."""
 
@@ -89,17 +93,24 @@ class Parts:
     """In evaluation mode, as the loss is where it is a module."""
     loss: AnyLoss | None
     decoders: Mapping[str, Decoder]
+    device: torch.device | None = None
+    """Where the network is; None for the CPU. Losses are where the network is if they are called with it, else on the CPU."""
     others: Mapping[str, Any] = field(default_factory=dict)
     """By name, what belongs to one kind of task alone."""
 
 
 def load(order: InferenceOrder) -> Parts:
-    """What was shipped, with as many threads as the task has cores."""
+    """What was shipped, with as many threads as the task has cores, on the device that it computes on."""
     context = TaskContext.get()
     torch.set_num_threads(max(1, context.cpus() if context is not None else 1))
     found = {"loss": None, "decoders": {}, **rebuilt(order.delivered)}
     named = {name: found.pop(name) for name in ("network", "loss", "decoders")}
-    parts = Parts(**named, others=found)
+    device = taken_device(order.device, task_gpus(), partition_id()).device
+    parts = Parts(**named, device=device, others=found)
+    if device is not None:
+        parts.network.to(device)
+        if parts.loss is not None and takes_batch(parts.loss) and isinstance(parts.loss, torch.nn.Module):
+            parts.loss.to(device)
     losses = None if parts.loss is None else losses_of(parts.loss)
     for part in (parts.network, parts.loss, *(() if losses is None else losses.parts.values())):
         if isinstance(part, torch.nn.Module):

@@ -60,7 +60,7 @@ class Predictor:
         parts = load(order)
         self._order = order
         self._feed = Minibatches(order, parts.decoders)
-        self._call = _Applied(parts.network, parts.others.get("function"))
+        self._call = _Applied(parts.network, parts.others.get("function"), parts.device)
         self._trimmer = Trimmer(self._call, order.outputs)
         self._activations: dict[Key, Callable[[torch.Tensor], torch.Tensor]] = {}
         for key in _keys(order):
@@ -94,8 +94,13 @@ class Predictor:
 class _Applied(Caller):
     """A network, and a function of what it returns and the minibatch."""
 
-    def __init__(self, network: torch.nn.Module, function: Callable[[Any, Batch], Any] | None) -> None:
-        super().__init__(network)
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        function: Callable[[Any, Batch], Any] | None,
+        device: torch.device | None,
+    ) -> None:
+        super().__init__(network, device)
         self._function = function
         self.name = "the network" if function is None else "function"
 
@@ -130,7 +135,7 @@ def score_partition(batches: Iterator[pa.RecordBatch], order: InferenceOrder) ->
     with named_failures():
         parts = load(order)
         assert parts.loss is not None  # noqa: S101  the driver looked
-        losses = RowLosses(parts.network, parts.loss)
+        losses = RowLosses(parts.network, parts.loss, parts.device)
         feed = Minibatches(order, parts.decoders, 1 if takes_batch(parts.loss) else None)
         more = _regularization(parts)
 

@@ -31,6 +31,7 @@ from fatwood.train import (
 )
 from fatwood.train.activation import Activation, activation_of
 from fatwood.train.objective import Drop, Targets, scalar, targets_of
+from fatwood.train.placing import moved
 
 __all__ = ["Counted", "Tally"]
 
@@ -65,6 +66,7 @@ class Tally:
         metrics: What to count; None for the one report that fits the labels.
         activation: As :func:`fatwood.train.activation.activation_of` takes it.
         weighted: Whether rows have weights.
+        device: Where the network is; None for the CPU.
     """
 
     def __init__(
@@ -75,8 +77,9 @@ class Tally:
         activation: Any = "auto",
         *,
         weighted: bool = False,
+        device: torch.device | None = None,
     ) -> None:
-        self._network, self._call = network, Caller(network)
+        self._network, self._call, self._device = network, Caller(network, device), device
         self._whole: Any = loss if loss is not None and takes_batch(loss) else None
         self._objective = None if loss is None else Objective(loss, weighted=weighted)
         self._metrics = metrics
@@ -166,7 +169,7 @@ class Tally:
 
     def _of_whole(self, batch: Batch) -> Tensor:
         with user_code("loss", features=batch.features):
-            return scalar(self._whole(self._network, batch))
+            return scalar(self._whole(self._network, moved(batch, self._device)))
 
     def add(self, counted: Sequence[Counted]) -> None:
         """Count what :meth:`measured` returned."""

@@ -25,6 +25,7 @@ from fatwood.spark.inference_rows import InferenceOrder, partition_id
 from fatwood.spark.inference_task import Predictor, named_failures
 from fatwood.train import AnyLoss
 from fatwood.train.activation import activation_of
+from fatwood.train.device import Asked
 
 __all__ = ["Returns", "udf"]
 
@@ -48,6 +49,7 @@ def udf(
     activation: Any,
     batch_size: int,
     workers_per_node: int | None,
+    device: Asked = "auto",
     on_bad_row: OnBadRow,
 ) -> Any:
     """A function of one or several columns; see :meth:`fatwood.SparkModel.udf`.
@@ -61,6 +63,7 @@ def udf(
         activation: What makes probabilities.
         batch_size: Rows per forward pass.
         workers_per_node: Tasks of a host that compute at a time.
+        device: Where the network is called.
         on_bad_row: What to do with bad rows.
 
     Raises:
@@ -93,6 +96,7 @@ def udf(
         returns=(what,),
         scalar=returns == "float",
         workers_per_node=workers_per_node,
+        device=device,
     )
     handed = hand_to_tasks(spark, order)
 

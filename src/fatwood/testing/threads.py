@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fatwood.data import Layout
 from fatwood.exchange import Exchange, FixedTeam, in_process_group
 from fatwood.train import EpochRecord, Recipe, Replica, Trace, TrainingJob, ValidationRecord, WorkerStats
+from fatwood.train.device import Place
 
 __all__ = ["Outcome", "shard", "train_in_threads", "training_job"]
 
@@ -85,6 +86,7 @@ def train_in_threads(
     states: Mapping[int, Any] | None = None,
     prefetch: int = 0,
     traced: bool = False,
+    place: Place | None = None,
     timeout_seconds: float = 60.0,
 ) -> list[Outcome]:
     """Train on one shard of record batches per worker.
@@ -97,6 +99,7 @@ def train_in_threads(
         states: Each worker's state of an earlier run, by rank.
         prefetch: Minibatches that a thread of each worker reads ahead.
         traced: Whether the statistics have a trace.
+        place: Where all of them compute; None for the CPU.
         timeout_seconds: After this a worker that has not ended is an error.
 
     Returns:
@@ -123,7 +126,7 @@ def train_in_threads(
             with data:
                 team, state = FixedTeam(exchange), (states or {}).get(rank)
                 trace = Trace() if traced else None
-                replica = Replica(own, team, workers=len(shards), state=state, trace=trace)
+                replica = Replica(own, team, workers=len(shards), state=state, trace=trace, place=place)
                 history = replica.train(data, lambda *_: None)
                 stats = replica.stats(data)
                 if trace is not None:

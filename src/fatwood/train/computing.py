@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
+from fatwood.codec.vectors import Vector
 from fatwood.data import Batch, Lookahead, PartitionData
 from fatwood.train.callback import WorkerCallbacks
 from fatwood.train.clock import PhaseClock
@@ -27,7 +25,7 @@ class Computed(NamedTuple):
 
     header: Header
     """Without position, digest and requests, which are known when it is sent."""
-    vector: NDArray[np.float32]
+    vector: Vector
     learning_rate: float
     """Of the first optimizer step."""
 

@@ -127,9 +127,9 @@ class Criterion:
             return None
         if not isinstance(self._mean, torch.nn.CrossEntropyLoss | torch.nn.NLLLoss):
             return None
-        classes, ignored = self._mean.weight, torch.tensor(self._mean.ignore_index)
+        classes, ignored = self._mean.weight, label.new_tensor(self._mean.ignore_index)
         left_out = torch.eq(label, ignored)
         if classes is None:
             return (~left_out).float() if bool(left_out.any()) else None
-        known = classes[torch.where(left_out, torch.tensor(0), label)]
-        return torch.where(left_out, torch.tensor(0.0), known)
+        known = classes[torch.where(left_out, label.new_zeros(()), label)]
+        return torch.where(left_out, known.new_zeros(()), known)

@@ -14,6 +14,7 @@ import torch
 
 from fatwood.data import Batch, Tensors, each
 from fatwood.errors import FatwoodError, UserCodeError
+from fatwood.train.placing import brought, moved
 
 __all__ = ["Caller", "Key", "Keys", "keys_of", "outputs_of", "user_code"]
 
@@ -56,10 +57,12 @@ class Caller:
 
     Args:
         network: Its signature is looked at once, here; compiled or not.
+        device: Where the network is, when minibatches and outputs are to be in the host's memory; None to copy neither.
     """
 
-    def __init__(self, network: torch.nn.Module) -> None:
+    def __init__(self, network: torch.nn.Module, device: torch.device | None = None) -> None:
         self._network = network
+        self._device = device
         self._positional, self._named = _parameters(network)
 
     def __call__(self, batch: Batch) -> Any:
@@ -71,16 +74,19 @@ class Caller:
         Raises:
             UserCodeError: The network raised.
         """
+        batch = moved(batch, self._device, ("features", "feature_mask"))
         features, hint = batch.features, None
         if any(tensor.dtype == torch.int64 for _, tensor in each(features)):
             hint = "integer columns arrive as int64; cast the column to float if the network expects floats"
         masks = self._masks(batch)
         with user_code("network's forward", hint, features=features):
             if isinstance(features, Mapping):
-                return self._network(**features, **masks)
-            if isinstance(features, tuple | list):
-                return self._network(*features, **masks)
-            return self._network(features, **masks)
+                found = self._network(**features, **masks)
+            elif isinstance(features, tuple | list):
+                found = self._network(*features, **masks)
+            else:
+                found = self._network(features, **masks)
+            return found if self._device is None else brought(found)
 
     def _masks(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The masks that the network asks for, by the names of its parameters."""

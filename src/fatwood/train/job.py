@@ -98,6 +98,7 @@ class TrainingJob:
         keep: bool = False,
         prefetch: int = 0,
         prefetch_bytes: int | None = None,
+        pin: bool = False,
     ) -> PartitionData:
         """A worker's rows as minibatches of this job.
 
@@ -109,6 +110,7 @@ class TrainingJob:
             keep: Whether to keep them there in any case.
             prefetch: How many minibatches a thread reads ahead.
             prefetch_bytes: How many bytes of them may wait.
+            pin: Whether they wait in page-locked memory, for a GPU.
 
         Raises:
             OptionError: Rows are to be bucketed by length, and have no steps.
@@ -133,6 +135,7 @@ class TrainingJob:
             keep=keep,
             prefetch=prefetch,
             prefetch_bytes=prefetch_bytes,
+            pin=pin,
             bucket_by=bucket_by,
         )
 

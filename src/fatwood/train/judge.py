@@ -9,10 +9,8 @@ import math
 import time
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fatwood.codec import FlatBuffers, require_finite
+from fatwood.codec.vectors import Vector
 from fatwood.errors import NotFiniteError
 from fatwood.train.header import Header
 from fatwood.train.kept import Best
@@ -32,7 +30,7 @@ class Judge:
         buffers: Of the network.
     """
 
-    def __init__(self, rule: EarlyStopping | None, agreed: NDArray[np.float32], buffers: FlatBuffers) -> None:
+    def __init__(self, rule: EarlyStopping | None, agreed: Vector, buffers: FlatBuffers) -> None:
         self._rule = rule
         self._start = time.monotonic()
         self.best = Best(agreed, buffers)
@@ -47,7 +45,7 @@ class Judge:
         limit = None if self._rule is None else self._rule.max_seconds
         return limit is not None and time.monotonic() - self._start >= limit
 
-    def refuses(self, header: Header, vector: NDArray[np.float32]) -> bool:
+    def refuses(self, header: Header, vector: Vector) -> bool:
         """Whether the loss or the update is not finite, and that is a reason to stop instead of an error."""
         if self._rule is None or not self._rule.stop_on_nan or not header.share:
             return False

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fatwood.codec import FlatBuffers
+from fatwood.codec.vectors import Vector, copy, host, put
 
 __all__ = ["Best"]
 
@@ -20,24 +18,26 @@ class Best:
         buffers: Of the network.
     """
 
-    def __init__(self, parameters: NDArray[np.float32], buffers: FlatBuffers) -> None:
+    def __init__(self, parameters: Vector, buffers: FlatBuffers) -> None:
         self._parameters = parameters
         self._buffers = buffers
         self._kept: dict[str, Any] | None = None
 
     def keep(self) -> None:
         """Copy what the network has now."""
-        self._kept = {"parameters": self._parameters.copy(), "buffers": self._buffers.read()}
+        self._kept = {"parameters": copy(self._parameters), "buffers": self._buffers.read()}
 
     def put_back(self) -> None:
         """Give the network what was kept, if anything was."""
         if self._kept is not None:
-            np.copyto(self._parameters, self._kept["parameters"])
+            put(self._parameters, self._kept["parameters"])
             self._buffers.write(self._kept["buffers"])
 
     def state(self) -> dict[str, Any]:
         """What was kept."""
-        return self._kept or {}
+        if self._kept is None:
+            return {}
+        return {**self._kept, "parameters": host(self._kept["parameters"])}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up what another :meth:`state` gave."""

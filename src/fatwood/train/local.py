@@ -12,7 +12,7 @@ import torch
 from fatwood.codec import FlatParameters
 from fatwood.data import Batch, OnBadRow
 from fatwood.train.forward import user_code
-from fatwood.train.losses import AnyLoss
+from fatwood.train.losses import AnyLoss, losses_of
 from fatwood.train.recipe import Recipe, made_optimizer
 from fatwood.train.records import EpochRecord
 from fatwood.train.step import Step, Trained
@@ -31,6 +31,7 @@ class LocalTrainer:
         recipe: How.
         on_bad_row: What a label outside the network's classes means.
         weighted: Whether minibatches have sample weights.
+        device: Where network, loss and minibatches are brought; None for the CPU.
     """
 
     def __init__(
@@ -41,9 +42,12 @@ class LocalTrainer:
         *,
         on_bad_row: OnBadRow,
         weighted: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         self.network = network
-        self.flat = FlatParameters(network)
+        if device is not None:
+            _bring(network, loss, device)
+        self.flat = FlatParameters(network, device)
         self._recipe = recipe
         with user_code("optimizer"):
             self.optimizer = made_optimizer(recipe.optimizer, network)
@@ -51,14 +55,14 @@ class LocalTrainer:
         # a worker without rows follows the schedule and makes no step; torch would warn of the wrong order
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
         self._scheduled = 0
-        self._device = next(network.parameters()).device.type
+        self._device = "cpu" if device is None else device.type
         self._scaler = torch.amp.GradScaler(self._device) if recipe.precision == "float16" else None
         callee: Any = network
         if recipe.compile is not False:
             arguments = recipe.compile if isinstance(recipe.compile, Mapping) else {}
             with user_code("compilation"):
                 callee = torch.compile(network, **arguments)
-        self.step = Step(callee, loss, on_bad_row, weighted=weighted, autocast=self._autocast)
+        self.step = Step(callee, loss, on_bad_row, weighted=weighted, autocast=self._autocast, device=device)
 
     def gradient(self, batches: Sequence[Batch]) -> Trained:
         """Put the mean gradient of some minibatches into the parameters.
@@ -160,6 +164,15 @@ class LocalTrainer:
     def _autocast(self) -> AbstractContextManager[Any]:
         kind = _TYPES.get(self._recipe.precision)
         return nullcontext() if kind is None else torch.autocast(self._device, dtype=kind)
+
+
+def _bring(network: torch.nn.Module, loss: AnyLoss, device: torch.device) -> None:
+    """The network, and what of the loss has tensors (class weights)."""
+    network.to(device)
+    losses = losses_of(loss)
+    for part in [loss] if losses is None else losses.parts.values():
+        if isinstance(part, torch.nn.Module):
+            part.to(device)
 
 
 def _plain(state: Mapping[str, Any]) -> dict[str, Any]:

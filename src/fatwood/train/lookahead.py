@@ -23,14 +23,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from fatwood.codec.vectors import Vector, as_tensor, host, put, subtract, zeros
 from fatwood.errors import OptionError
 from fatwood.train.checks import require_number
 
 __all__ = ["LookAhead", "Velocity"]
-
-Vector = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +58,18 @@ class Velocity:
     Args:
         rule: How far.
         size: ``n``, the parameters.
+        device: Where they are; None for arrays.
     """
 
-    def __init__(self, rule: LookAhead, size: int) -> None:
+    def __init__(self, rule: LookAhead, size: int, device: torch.device | None = None) -> None:
         self._rule = rule
-        self._point = np.zeros(size, np.float32)
-        self.array: Vector = np.zeros(size, np.float32)
+        self._point = zeros(size, device)
+        self.array: Vector = zeros(size, device)
         """``(n,)``, the velocity; the same on all workers."""
 
     def decay(self) -> None:
         """Before the mean of the messages is added."""
-        self.array *= np.float32(self._rule.momentum)
+        self.array *= float(np.float32(self._rule.momentum))
 
     def go_ahead(self, agreed: Vector, residual: Vector, parameters: Vector) -> None:
         """Put the point into the parameters.
@@ -80,19 +79,19 @@ class Velocity:
             residual: ``(n,)``, the worker's own.
             parameters: ``(n,)``, the network's own memory.
         """
-        point = torch.from_numpy(self._point)
-        torch.add(torch.from_numpy(agreed), torch.from_numpy(residual), alpha=self._rule.residual, out=point)
-        point.add_(torch.from_numpy(self.array), alpha=self._rule.velocity)
-        np.copyto(parameters, self._point)
+        point = as_tensor(self._point)
+        torch.add(as_tensor(agreed), as_tensor(residual), alpha=self._rule.residual, out=point)
+        point.add_(as_tensor(self.array), alpha=self._rule.velocity)
+        put(parameters, self._point)
 
     def update(self, parameters: Vector, out: Vector) -> None:
         """What local steps have changed since :meth:`go_ahead`."""
-        np.subtract(parameters, self._point, out=out)
+        subtract(parameters, self._point, out)
 
     def state(self) -> dict[str, Any]:
         """The velocity."""
-        return {"velocity": self.array.copy()}
+        return {"velocity": host(self.array).copy()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take up a velocity."""
-        np.copyto(self.array, state["velocity"])
+        put(self.array, state["velocity"])

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from fatwood.codec.vectors import Vector, as_tensor
 from fatwood.train.recipe import OptimizerFactory, in_order, made_optimizer
 
 __all__ = ["Moments"]
@@ -47,13 +46,13 @@ class Moments:
         )
         """``m``: how many numbers they are."""
 
-    def read(self, into: NDArray[np.float32]) -> None:
+    def read(self, into: Vector) -> None:
         """Copy all values.
 
         Args:
             into: ``(m,)``; zeros for tensors that are not there yet.
         """
-        target, start = torch.from_numpy(into), 0
+        target, start = as_tensor(into), 0
         for parameter, first, names in zip(in_order(self._optimizer), self._first, self._names, strict=True):
             own = self._optimizer.state.get(parameter, {})
             for name in names:
@@ -62,13 +61,13 @@ class Moments:
                 part.zero_() if value is None else part.copy_(value.reshape(-1))
                 start += len(part)
 
-    def write(self, values: NDArray[np.float32]) -> None:
+    def write(self, values: Vector) -> None:
         """Copy values back; what is not there yet is made.
 
         Args:
             values: ``(m,)``
         """
-        source, start = torch.from_numpy(values), 0
+        source, start = as_tensor(values), 0
         for parameter, first, names in zip(in_order(self._optimizer), self._first, self._names, strict=True):
             own = self._optimizer.state[parameter]
             for name, value in first.items():

@@ -296,12 +296,12 @@ def _usable_rows(
         if bool(usable.all()):
             continue
         bad = (~usable).nonzero()[:, 0]
-        kept = torch.ones(len(batch), dtype=torch.bool) if kept is None else kept
+        kept = torch.ones(len(batch), dtype=torch.bool, device=label.device) if kept is None else kept
         kept[bad if row is None else row[bad]] = False
         message = message or _out_of_range(key, target, int(bad[0]), batch)
     if kept is not None:
         assert batch.row_ids is not None  # noqa: S101  set by Batch itself
-        drop(batch.row_ids[(~kept).numpy()], message)
+        drop(batch.row_ids[(~kept).cpu().numpy()], message)
     return kept
 
 

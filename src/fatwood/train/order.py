@@ -48,5 +48,7 @@ class WorkOrder:
     """The most bytes of them that wait."""
     time_source: str = "job"
     """By which clock the times of the run are told; see ``checked_time_source``."""
+    gc_every_seconds: float | None = None
+    """Seconds between two collections of garbage; None leaves them to Python."""
     ledger: Mapping[str, Any] | None = None
     """Of the run to go on with, as JSON values."""

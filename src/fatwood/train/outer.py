@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+
+from fatwood.codec.vectors import Vector, host, put, zeros
 
 __all__ = ["Nesterov", "OuterStep"]
-
-Vector = NDArray[np.float32]
 
 
 class OuterStep(ABC):
@@ -51,11 +51,12 @@ class Nesterov(OuterStep):
         size: ``n``, the parameters.
         lr: The outer learning rate.
         momentum: 0 leaves plain averaging with the outer learning rate.
+        device: Where the parameters are; None for arrays.
     """
 
-    def __init__(self, size: int, lr: float, momentum: float) -> None:
-        self._lr, self._momentum = np.float32(lr), np.float32(momentum)
-        self._velocity = np.zeros(size, np.float32)
+    def __init__(self, size: int, lr: float, momentum: float, device: torch.device | None = None) -> None:
+        self._lr, self._momentum = float(np.float32(lr)), float(np.float32(momentum))
+        self._velocity = zeros(size, device)
 
     def apply(self, agreed: Vector, update: Vector) -> None:
         """See :meth:`OuterStep.apply`."""
@@ -67,8 +68,8 @@ class Nesterov(OuterStep):
 
     def state(self) -> dict[str, Any]:
         """The velocity."""
-        return {"velocity": self._velocity.copy()}
+        return {"velocity": host(self._velocity).copy()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take up a velocity."""
-        np.copyto(self._velocity, state["velocity"])
+        put(self._velocity, state["velocity"])

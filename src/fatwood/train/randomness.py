@@ -24,21 +24,38 @@ def seed_generators(entropy: Sequence[int]) -> None:
     random.seed(int(seeds[2]))
 
 
-def generator_state() -> dict[str, Any]:
-    """Their states, as numbers, tensors and arrays."""
+def generator_state(device: torch.device | None = None) -> dict[str, Any]:
+    """Their states, as numbers, tensors and arrays.
+
+    Args:
+        device: A GPU's generator is PyTorch's, too.
+    """
     _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, words, next_gauss = random.getstate()
+    own = {"cuda": torch.cuda.get_rng_state(device)} if device is not None and _is_cuda(device) else {}
     return {
+        **own,
         "torch": torch.get_rng_state(),
         "numpy": (np.asarray(keys, np.int64), int(position), int(has_gauss), float(gauss)),
         "python": (version, np.asarray(words, np.int64), next_gauss),
     }
 
 
-def load_generator_state(state: Mapping[str, Any]) -> None:
-    """Take up states that :func:`generator_state` gave."""
+def load_generator_state(state: Mapping[str, Any], device: torch.device | None = None) -> None:
+    """Take up states that :func:`generator_state` gave.
+
+    Args:
+        state: Of a run on any kind of device.
+        device: Of this one; a GPU's generator stays as it was seeded where that run had none.
+    """
     torch.set_rng_state(state["torch"])
+    if "cuda" in state and device is not None and _is_cuda(device):
+        torch.cuda.set_rng_state(state["cuda"], device)
     keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state(("MT19937", np.asarray(keys, np.uint32), position, has_gauss, gauss))
     version, words, next_gauss = state["python"]
     random.setstate((version, tuple(int(word) for word in words), next_gauss))
+
+
+def _is_cuda(device: torch.device) -> bool:
+    return device.type == "cuda"

@@ -22,12 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fatwood.codec import EncodingRecord, ThresholdEncoder, apply_messages, require_finite
+from fatwood.codec.vectors import Vector, add, host
 from fatwood.exchange import Buffer, Exchange, Outcome
 from fatwood.train.header import HEADER_BYTES, Header, join, split
 
 __all__ = ["DenseReducer", "Reducer", "Reduction", "Sparsity", "ThresholdReducer", "headers_of"]
-
-Vector = NDArray[np.float32]
 
 Reduction = Literal["mean", "sum"]
 """``"mean"`` weighs workers by their rows; ``"sum"`` adds what they send, so that the learning rate grows with their
@@ -116,7 +115,7 @@ class DenseReducer(Reducer):
     """
 
     def __init__(self) -> None:
-        self._vector: Vector = np.zeros(0, np.float32)
+        self._vector: NDArray[np.float32] = np.zeros(0, np.float32)
         self._message = b""
         self._share = 0.0
 
@@ -125,7 +124,7 @@ class DenseReducer(Reducer):
         del step
         if header.share:
             require_finite(vector)
-        self._vector, self._message, self._share = vector, join(header, b""), header.share
+        self._vector, self._message, self._share = host(vector), join(header, b""), header.share
 
     def play(self, exchange: Exchange, step: int) -> Sequence[Buffer]:
         """See :meth:`Reducer.play`."""
@@ -138,7 +137,7 @@ class DenseReducer(Reducer):
     def add_reduced(self, step: int, outcome: Outcome, headers: Sequence[Header], target: Vector) -> None:
         """See :meth:`Reducer.add_reduced`."""
         del step, headers
-        target += np.frombuffer(outcome.parts[-1], "<f4")
+        add(target, np.frombuffer(outcome.parts[-1], "<f4"))
 
     def message_bytes(self, size: int) -> int:
         """Header and four bytes a parameter."""
@@ -199,7 +198,7 @@ class ThresholdReducer(Reducer):
     @property
     def residual(self) -> Vector | None:
         """See :attr:`Reducer.residual`."""
-        return np.asarray(self._encoder.residual)
+        return self._encoder.residual
 
     @property
     def sparsity(self) -> Sparsity | None:

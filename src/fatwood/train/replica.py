@@ -30,12 +30,14 @@ from typing import Any
 import numpy as np
 
 from fatwood.codec import EncodingRecord, FlatBuffers, digest64
+from fatwood.codec.vectors import host
 from fatwood.data import PartitionData
 from fatwood.errors import ExchangeError
 from fatwood.exchange import Buffer, Exchange, Outcome, Team, Trainee
 from fatwood.train.callback import WorkerCallbacks, WorkerContext
 from fatwood.train.clock import PhaseClock
 from fatwood.train.computing import Computed, Computing
+from fatwood.train.device import Place
 from fatwood.train.digests import require_equal_digests
 from fatwood.train.encoding_log import EncodingLog
 from fatwood.train.flight import Flight
@@ -45,6 +47,7 @@ from fatwood.train.judge import Judge
 from fatwood.train.ledger import Ledger, Stage
 from fatwood.train.local import LocalTrainer
 from fatwood.train.packing import pack
+from fatwood.train.placing import device_facts
 from fatwood.train.recorder import RunRecorder
 from fatwood.train.records import EpochRecord, StepRecord
 from fatwood.train.reduce import headers_of
@@ -76,6 +79,8 @@ class Replica(Trainee):
         on_encoding: Told of every message, where the strategy measures them.
         recorder: Asked when to keep the run's state, and given it.
         trace: Told when this worker does what.
+        place: Where it computes; the network and the loss are brought there.
+        between_steps: Called after every agreement, when nobody waits for this worker.
 
     Note:
         Seeds the process-wide generators of PyTorch, NumPy and Python from ``job.seed`` and the rank.
@@ -92,12 +97,17 @@ class Replica(Trainee):
         on_encoding: EncodingCallback | None = None,
         recorder: RunRecorder | None = None,
         trace: Trace | None = None,
+        place: Place | None = None,
+        between_steps: Callable[[], None] = lambda: None,
     ) -> None:
         self._job = job
         self._team = team
+        self._place = place or Place(device=None)
+        device = self._place.device
+        self._between_steps = between_steps
         job.network.train()
         self._local = LocalTrainer(
-            job.network, job.loss, job.recipe, on_bad_row=job.on_bad_row, weighted=job.weighted
+            job.network, job.loss, job.recipe, on_bad_row=job.on_bad_row, weighted=job.weighted, device=device
         )
         self._buffers = FlatBuffers(job.network)
         self._sharing = Sharing(job.strategy, self._local, job.recipe)
@@ -192,11 +202,12 @@ class Replica(Trainee):
             seconds=dict(self._clock.seconds),
             waited_seconds=dict(self._team.waited_seconds),
             encoding=self._encoding.records,
+            device=device_facts(self._place, self._job.recipe.precision),
         )
 
     def digest(self) -> int:
         """64-bit digest of parameters and float buffers."""
-        parts = [self._local.flat.array.view(np.uint8), self._buffers.read().view(np.uint8)]
+        parts = [host(self._local.flat.values).view(np.uint8), self._buffers.read().view(np.uint8)]
         return digest64(np.concatenate(parts))
 
     def state(self) -> dict[str, Any]:
@@ -241,6 +252,7 @@ class Replica(Trainee):
         record = self._enter(number, header, outcome, computed.learning_rate)
         if self.leads:
             on_progress(record, self._ledger)
+        self._between_steps()
 
     def _compute_ahead(self, data: PartitionData, ahead: int) -> None:
         with self._busy:
@@ -352,9 +364,8 @@ class Replica(Trainee):
     def _average_buffers(self) -> None:
         ledger = self._ledger
         values, epochs = self._buffers.read(), len(ledger.records)
-        usable = bool(
-            np.isfinite(values).all()
-        )  # a forward pass whose update was refused may have spoilt them
+        # a forward pass whose update was refused may have spoilt them
+        usable = bool(np.isfinite(values).all())
         rows = float(ledger.rows[self._team.rank]) if usable else 0.0
 
         def move(exchange: Exchange) -> Sequence[Buffer]:

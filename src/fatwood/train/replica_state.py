@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from fatwood.codec.vectors import Vector, host, put, zeros
 from fatwood.errors import OptionError
 from fatwood.exchange import Buffer
 from fatwood.train.header import Header
@@ -22,7 +21,7 @@ from fatwood.train.sharing import Sharing
 
 __all__ = ["ReplicaState"]
 
-Ahead = tuple[Header, NDArray[np.float32], float]
+Ahead = tuple[Header, Vector, float]
 """What was computed and not sent yet, and the learning rate of it."""
 
 
@@ -57,12 +56,12 @@ class ReplicaState:
             "steps": ledger.steps,
             "local": self._local.state(),
             "sharing": self._sharing.state(),
-            "generators": generator_state(),
+            "generators": generator_state(self._local.flat.device),
         }
 
     def of_run(self, ledger: Ledger, ahead: Ahead | None) -> dict[str, Any]:
         """What this worker needs to go on within an epoch."""
-        computed = None if ahead is None else (tuple(ahead[0]), *ahead[1:])
+        computed = None if ahead is None else (tuple(ahead[0]), host(ahead[1]), ahead[2])
         return {
             **self.own(ledger),
             "buffers": self._saved_buffers(),
@@ -80,15 +79,15 @@ class ReplicaState:
             ledger.agreements, ledger.steps = int(state["agreements"]), int(state["steps"])
             self._local.load_state(state["local"])
             self._sharing.load_state(state["sharing"])
-            load_generator_state(state["generators"])
+            load_generator_state(state["generators"], self._local.flat.device)
             self._job.network.load_state_dict(dict(state.get("buffers", {})), strict=False)
             self._best.load_state(state.get("best", {}))
             ahead = state.get("ahead")
-            return (
-                None
-                if ahead is None
-                else (Header(*ahead[0]), np.array(ahead[1], np.float32), float(ahead[2]))
-            )
+            if ahead is None:
+                return None
+            vector = zeros(len(ahead[1]), self._local.flat.device)
+            put(vector, ahead[1])
+            return Header(*ahead[0]), vector, float(ahead[2])
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             text = f"state of an earlier fit: it does not fit this network, optimizer and strategy ({error})"
             raise OptionError(

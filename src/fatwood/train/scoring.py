@@ -18,6 +18,7 @@ from fatwood.train.criterion import of_rows, takes_batch
 from fatwood.train.forward import Caller, Key, user_code
 from fatwood.train.losses import AnyLoss
 from fatwood.train.objective import Drop, Objective, Target, Targets, formed, scalar, targets_of
+from fatwood.train.placing import moved
 
 __all__ = ["RowLosses"]
 
@@ -29,12 +30,13 @@ class RowLosses:
         network: In evaluation mode.
         loss: A loss of torch.nn is asked for all rows' losses at once (``reduction="none"``), any other function for one
             row after another; ``loss(network, batch)`` is called with minibatches of one row.
+        device: Where the network is; None for the CPU.
     """
 
-    def __init__(self, network: torch.nn.Module, loss: AnyLoss) -> None:
-        self._network = network
+    def __init__(self, network: torch.nn.Module, loss: AnyLoss, device: torch.device | None = None) -> None:
+        self._network, self._device = network, device
         self._whole: Any = loss if takes_batch(loss) else None
-        self._call, self._objective = Caller(network), Objective(loss, weighted=False)
+        self._call, self._objective = Caller(network, device), Objective(loss, weighted=False)
 
     def __call__(self, batch: Batch, drop: Drop) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """The rows' losses, times their weights where the minibatch has any.
@@ -72,7 +74,7 @@ class RowLosses:
 
     def _of_one(self, batch: Batch) -> float:
         with user_code("loss", features=batch.features):
-            return float(scalar(self._whole(self._network, batch)))
+            return float(scalar(self._whole(self._network, moved(batch, self._device))))
 
     def _of_output(self, key: Key, target: Target, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """``(B,)`` the mean over what each row has of one output, and which rows have anything."""

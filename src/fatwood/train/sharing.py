@@ -12,10 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fatwood.codec import EncodingRecord
+from fatwood.codec.vectors import Vector, copy, host, put, subtract, zeros
 from fatwood.errors import NotFiniteError
 from fatwood.exchange import Buffer, Exchange, Outcome
 from fatwood.train.header import Header
@@ -27,8 +25,6 @@ from fatwood.train.reduce import Sparsity
 from fatwood.train.strategy import Strategy
 
 __all__ = ["Sharing"]
-
-Vector = NDArray[np.float32]
 
 
 class Sharing:
@@ -44,17 +40,17 @@ class Sharing:
         self._local = local
         flat = local.flat
         self.steps_alone = strategy.shares == "updates"
-        self.agreed = flat.array.copy() if self.steps_alone else flat.array
+        self.agreed = copy(flat.values) if self.steps_alone else flat.values
         """``(n,)``: the parameters after the last agreement."""
         averages = strategy.average_optimizer and self.steps_alone
         self._moments = Moments(recipe.optimizer, local.optimizer, local.network) if averages else None
         self.size = flat.size + (0 if self._moments is None else self._moments.size)
         """Numbers of a vector."""
-        self._reducer = strategy.reducer(self.size)
-        self._velocity = None if strategy.ahead is None else Velocity(strategy.ahead, flat.size)
-        self._outer = strategy.outer(flat.size) if self.steps_alone else None
+        self._reducer = strategy.reducer(self.size, flat.device)
+        self._velocity = None if strategy.ahead is None else Velocity(strategy.ahead, flat.size, flat.device)
+        self._outer = strategy.outer(flat.size, flat.device) if self.steps_alone else None
         # two: with staleness one is on its way while the other is filled
-        self._vectors = [np.zeros(self.size, np.float32) for _ in range(1 + strategy.staleness)]
+        self._vectors = [zeros(self.size, flat.device) for _ in range(1 + strategy.staleness)]
 
     @property
     def sparsity(self) -> Sparsity | None:
@@ -64,7 +60,7 @@ class Sharing:
     def begin(self) -> None:
         """Go from the agreed parameters to where this worker computes next."""
         if self._velocity is not None:
-            self._velocity.go_ahead(self.agreed, self._residual, self._local.flat.array)
+            self._velocity.go_ahead(self.agreed, self._residual, self._local.flat.values)
 
     def vector(self) -> Vector:
         """What this worker has to share since :meth:`begin`, ``(size,)``; valid until the next but ``staleness`` call."""
@@ -72,13 +68,13 @@ class Sharing:
         vector, flat = self._vectors[0], self._local.flat
         if self.steps_alone:
             if self._velocity is None:
-                np.subtract(flat.array, self.agreed, out=vector[: flat.size])
+                subtract(flat.values, self.agreed, vector[: flat.size])
             else:
-                self._velocity.update(flat.array, vector[: flat.size])
+                self._velocity.update(flat.values, vector[: flat.size])
             if self._moments is not None:
                 self._moments.read(vector[flat.size :])
         else:
-            np.copyto(vector, flat.gradient())
+            put(vector, flat.gradient())
         return vector
 
     def prepare(self, number: int, header: Header, vector: Vector) -> int:
@@ -113,7 +109,7 @@ class Sharing:
         if self.steps_alone and self._outer is None and self._moments is None:
             self._reducer.add_reduced(number, outcome, headers, self.agreed)  # sparse: touches what was sent
         else:
-            mean = np.zeros(self.size, np.float32)
+            mean = zeros(self.size, local.flat.device)
             self._reducer.add_reduced(number, outcome, headers, mean)
             if not self.steps_alone:
                 local.flat.set_gradient(mean)
@@ -129,7 +125,7 @@ class Sharing:
     def return_to_agreed(self) -> None:
         """Undo local steps that were not agreed on."""
         if self.steps_alone:
-            np.copyto(self._local.flat.array, self.agreed)
+            put(self._local.flat.values, self.agreed)
 
     def state(self) -> dict[str, Any]:
         """What must survive this fit."""
@@ -143,14 +139,14 @@ class Sharing:
     def snapshot(self) -> dict[str, Any]:
         """What a worker that takes over a rank needs: all but the residual, and the agreed parameters."""
         return {
-            "parameters": self.agreed,
+            "parameters": host(self.agreed),
             "reducer": self._reducer.common_state(),
             **self._common_state(),
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Take up another worker's :meth:`snapshot`."""
-        np.copyto(self.agreed, snapshot["parameters"])
+        put(self.agreed, snapshot["parameters"])
         self.return_to_agreed()
         self._reducer.load_common_state(snapshot["reducer"])
         self._load_common_state(snapshot)

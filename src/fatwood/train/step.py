@@ -16,6 +16,7 @@ from fatwood.train.criterion import takes_batch
 from fatwood.train.forward import Caller, user_code
 from fatwood.train.losses import AnyLoss
 from fatwood.train.objective import Forward, Objective, forward_and_loss, scalar
+from fatwood.train.placing import moved
 
 __all__ = ["Step", "Trained"]
 
@@ -60,6 +61,7 @@ class Step:
         on_bad_row: What a label outside the network's classes means.
         weighted: Whether minibatches have sample weights.
         autocast: Makes the context of forward and loss, for mixed precision.
+        device: Where minibatches are brought; None leaves them in the host's memory.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Step:
         *,
         weighted: bool = False,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        device: torch.device | None = None,
     ) -> None:
         self._network = network
         self._call = Caller(network)
@@ -77,6 +80,7 @@ class Step:
         self._whole: Any = loss if takes_batch(loss) else None
         self._skip = on_bad_row == "skip"
         self._autocast = autocast
+        self._device = device
 
     def backward(
         self, batch: Batch, scaled: Callable[[torch.Tensor, float], torch.Tensor] = lambda loss, _: loss
@@ -111,6 +115,7 @@ class Step:
             self._network.train(training)
 
     def _run(self, batch: Batch) -> tuple[torch.Tensor, Trained]:
+        batch = moved(batch, self._device)
         if self._whole is not None:
             with self._autocast(), user_code("loss", features=batch.features):
                 loss = scalar(self._whole(self._network, batch))

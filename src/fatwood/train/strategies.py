@@ -81,7 +81,7 @@ class GradientSharing(Strategy):
         """As ``exchange`` says."""
         return self.exchange
 
-    def reducer(self, size: int) -> Reducer:
+    def reducer(self, size: int, device: torch.device | None = None) -> Reducer:
         """A residual of ``size`` zeros and a fresh threshold."""
         encoder = ThresholdEncoder(
             size,
@@ -90,6 +90,7 @@ class GradientSharing(Strategy):
             warmup=self.warmup,
             debug=self.encoding_debug,
             threads=torch.get_num_threads(),
+            device=device,
         )
         return ThresholdReducer(encoder, self.reduction)
 
@@ -115,9 +116,9 @@ class ParameterAveraging(Strategy):
         """Updates: the mean update added to the old parameters is the mean of the new ones."""
         return "updates"
 
-    def reducer(self, size: int) -> Reducer:
+    def reducer(self, size: int, device: torch.device | None = None) -> Reducer:
         """Dense float32."""
-        del size  # nothing is kept between agreements
+        del size, device  # nothing is kept between agreements
         return DenseReducer()
 
 
@@ -160,18 +161,20 @@ class DiLoCo(Strategy):
         """Updates."""
         return "updates"
 
-    def reducer(self, size: int) -> Reducer:
+    def reducer(self, size: int, device: torch.device | None = None) -> Reducer:
         """Dense float32, or a residual of ``size`` zeros and a fresh threshold."""
         if self.threshold is None:
             return DenseReducer()
         threads = torch.get_num_threads()
         return ThresholdReducer(
-            ThresholdEncoder(size, self.threshold, self.clipping, warmup=self.warmup, threads=threads)
+            ThresholdEncoder(
+                size, self.threshold, self.clipping, warmup=self.warmup, threads=threads, device=device
+            )
         )
 
-    def outer(self, size: int) -> OuterStep:
+    def outer(self, size: int, device: torch.device | None = None) -> OuterStep:
         """A velocity of ``size`` zeros."""
-        return Nesterov(size, self.outer_lr, self.outer_momentum)
+        return Nesterov(size, self.outer_lr, self.outer_momentum, device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +193,9 @@ class AllReduce(Strategy):
         """Gradients, so every worker's optimizer takes the same step."""
         return "gradients"
 
-    def reducer(self, size: int) -> Reducer:
+    def reducer(self, size: int, device: torch.device | None = None) -> Reducer:
         """Dense float32."""
-        del size  # nothing is kept between agreements
+        del size, device  # nothing is kept between agreements
         return DenseReducer()
 
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Literal
 
+import torch
+
 from fatwood.train.lookahead import LookAhead
 from fatwood.train.outer import OuterStep
 from fatwood.train.reduce import Reducer
@@ -42,10 +44,15 @@ class Strategy(ABC):
         """Whether workers step by themselves and share updates, or share gradients and step together."""
 
     @abstractmethod
-    def reducer(self, size: int) -> Reducer:
-        """A fresh reducer for ``size`` numbers: the parameters, and the optimizer's state where it is averaged."""
+    def reducer(self, size: int, device: torch.device | None = None) -> Reducer:
+        """A fresh reducer for ``size`` numbers: the parameters, and the optimizer's state where it is averaged.
 
-    def outer(self, size: int) -> OuterStep | None:
-        """A fresh outer step for ``size`` parameters; None adds the mean update as it is."""
-        del size
+        Args:
+            size: Of the vectors.
+            device: Where they are tensors; None for arrays.
+        """
+
+    def outer(self, size: int, device: torch.device | None = None) -> OuterStep | None:
+        """A fresh outer step for ``size`` parameters, there; None adds the mean update as it is."""
+        del size, device
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fatwood.train.stats import FitStats
@@ -34,6 +34,7 @@ def summary(stats: FitStats) -> str:
             f"{w.rank:>4} {w.rows_trained:>10,} {w.minibatches:>12,} {w.bytes_sent:>11,} "
             f"{phases[0]:>9.1f} {phases[1]:>10.1f} {phases[2]:>9.1f} {phases[3]:>9.1f}"
         )
+    lines += [f"worker {w.rank} computed on {_gpu(w.device)}" for w in stats.workers if w.device]
     lines += [f"worker {w.rank} also spent {text}" for w in stats.workers if (text := _others(w.seconds))]
     lines += [f"worker {w.rank} waited {text}" for w in stats.workers if (text := _waits(w.waited_seconds))]
     if stats.incidents:
@@ -52,6 +53,17 @@ def clock_remarks(stats: FitStats) -> list[str]:
         for remark in {reading["remark"] for reading in (worker.trace or {}).get("clock", ())} - {""}:
             ranks.setdefault(remark, []).append(worker.rank)
     return [f"workers {sorted(found)}: {remark}" for remark, found in ranks.items()]
+
+
+def _gpu(facts: Mapping[str, Any]) -> str:
+    """A GPU, and how it computes."""
+    kinds = [name for name, on in facts["tf32"].items() if on]
+    more = (
+        f"cuDNN {facts['cudnn']}" if facts["cudnn"] else "no cuDNN",
+        f"TF32 in {' and '.join(kinds)}" if kinds else "no TF32",
+        f"autocast {facts['autocast']}" if facts["autocast"] else "float32",
+    )
+    return f"{facts['device']} ({facts['name']}), {', '.join(more)}"
 
 
 def _others(seconds: Mapping[str, float]) -> str:

@@ -38,6 +38,9 @@ class WorkerStats:
     encoding: tuple[EncodingRecord, ...] = ()
     """With ``encoding_debug``, what was measured of every message; of a long run every second, fourth, ... of them,
     see :class:`EncodingLog`."""
+    device: Mapping[str, Any] | None = None
+    """The GPU that it computed on: ``device``, ``name``, Spark's ``address``, ``cudnn`` (its version; None where it is off), ``tf32``
+    of matrix products and of cuDNN, and ``autocast`` (a type, or None); None for the CPU."""
     trace: Mapping[str, Any] | None = field(default=None, repr=False)
     """When it did what, as JSON values; see :meth:`Trace.to_json`."""
 
