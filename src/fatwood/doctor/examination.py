@@ -29,7 +29,7 @@ from fatwood.doctor.station import Station
 from fatwood.errors import ClusterError, FatwoodError, OptionError, StorageError, WorldError
 from fatwood.exchange import new_secret
 
-__all__ = ["doctor", "examine_cluster", "gather_facts", "quick_findings", "setting"]
+__all__ = ["doctor", "examine_cluster", "gather_facts", "quick_facts", "quick_findings", "setting"]
 
 _MARK = "fatwood-doctor:"
 _EXECUTORS_SECONDS = 60.0
@@ -40,10 +40,11 @@ _SHELL = r"""
 "$0" -c "$1" "$PPID" 2>&1 || {
     code=$?
     executor=$(tr '\0' '\n' < /proc/$PPID/cmdline 2>/dev/null | sed -n '/^--executor-id$/{n;p;}')
+    sleep HOLD
     printf '\nMARK{"code":%d,"hostname":"%s","executor":"%s"}\n' "$code" "$(uname -n)" "$executor"
 }
-""".replace("MARK", _MARK)
-"""Always ends with code 0: one sick host must not end the job of all."""
+""".replace("MARK", _MARK).replace("HOLD", f"{_HOLD_SECONDS:.0f}")
+"""Always ends with code 0: one sick host must not end the job of all. Nor at once, or it would be given the next one's task, too."""
 _BOOT = """
 import json, os, sys
 order = json.loads(sys.stdin.readline())
@@ -83,11 +84,21 @@ def quick_findings(spark: Any) -> tuple[Finding, ...]:
     Returns:
         Warnings and what is wrong; empty where all is well.
     """
+    found = examine(quick_facts(spark), (check for check in CHECKS if check.quick))
+    return tuple(finding for finding in found if finding.status != "ok")
+
+
+def quick_facts(spark: Any) -> dict[str, Any]:
+    """What the quick checks ask for, as :func:`gather_facts` gives it; no job.
+
+    Args:
+        spark: A session of either kind.
+    """
     from fatwood.spark.doctoring import session_facts
 
     session = session_facts(spark)
     driver = probe.gather({"quick": True, "local_dirs": _local_dirs(session)})
-    facts = {
+    return {
         "session": session,
         "driver": driver,
         "executors": [],
@@ -95,8 +106,6 @@ def quick_findings(spark: Any) -> tuple[Finding, ...]:
         "slots": 1,
         "job_error": None,
     }
-    found = examine(facts, (check for check in CHECKS if check.quick))
-    return tuple(finding for finding in found if finding.status != "ok")
 
 
 def examine_cluster(

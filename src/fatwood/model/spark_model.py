@@ -33,6 +33,7 @@ from fatwood.train import (
     WorkerCallback,
     split_callbacks,
 )
+from fatwood.train.device import Asked
 
 __all__ = ["SparkModel"]
 
@@ -120,6 +121,10 @@ class SparkModel(Inference):
         checkpoints: Checkpoints | None = None,
         resume_from: URI | None = None,
         encrypt: bool = False,
+        device: Asked = "auto",
+        profile: Any = None,
+        gc_every_seconds: float | None = 5.0,
+        worker_logs: int | str | None = "WARNING",
         callbacks: Sequence[Callback | WorkerCallback] = (),
         collect_stats: bool = False,
         time_source: str = "job",
@@ -184,6 +189,13 @@ class SparkModel(Inference):
                 the rows as in the fit that was broken off.
             encrypt: Encrypt the workers' connections with TLS, by a key of this fit alone; needs the extra ``encrypt``
                 on the driver.
+            device: Where workers compute: ``"cpu"``; ``"cuda"``, the GPU that Spark gave the task, or one of the machine's where
+                Spark knows of none, or an error; ``"auto"``, a GPU where there is one.
+            profile: A ``pyspark.resource.ResourceProfile``: executors and tasks of the training alone, such as ones with GPUs.
+            gc_every_seconds: Workers look for cyclic garbage at most so often, between two steps, and at no other time;
+                None leaves that to Python.
+            worker_logs: The lowest level of ``logging`` from which the driver logs what workers log, as ``fatwood.worker``, and
+                what they warn of. A flood is cut and counted. None for none.
             callbacks: Told of the fit: on the driver a `Callback`, in every worker a `WorkerCallback`.
             collect_stats: Note when each worker does what, for ``fit.stats.to_html(...)`` and the other forms of it.
             time_source: By which clock: the driver's, asked over the ``"job"``'s own connection, each machine's own
@@ -194,6 +206,7 @@ class SparkModel(Inference):
             UserError: Something the caller can change; most are found before any Spark task starts.
             WorldError: The cluster failed. The network is then as it was before.
         """
+        from fatwood.doctor.quick import require_fit
         from fatwood.spark.elasticity import Elasticity
         from fatwood.spark.fit import fit_and_keep
         from fatwood.spark.plan import FitOptions
@@ -249,6 +262,11 @@ class SparkModel(Inference):
             elasticity=elasticity,
             resume_from=resume_from,
             encrypt=encrypt,
+            device=device,
+            profile=profile,
+            gc_every_seconds=gc_every_seconds,
+            worker_logs=worker_logs,
+            precheck=require_fit,
         )
         told = Callbacks([ProgressBar(), *on_driver] if progress else on_driver)
         fitted, run, transforms = fit_and_keep(data, job, options, run=self._run, callbacks=told)

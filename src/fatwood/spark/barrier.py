@@ -2,7 +2,8 @@
 
 The client is not there for the workers to call, so all it does is to send the job and to read what it returns. Against a classic
 session that means: lost workers are not replaced one by one, but Spark runs all of them again, from the newest checkpoint; and
-callbacks on the driver hear of the epochs when the fit is over.
+callbacks on the driver hear of the epochs when the fit is over; and what workers have logged comes then, too, unless a machine
+failed.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from fatwood.spark.barrier_task import (
     bytes_as_tensor,
     run_barrier_worker,
 )
+from fatwood.spark.causes import explained
 from fatwood.spark.delivery import deliver
 from fatwood.spark.elasticity import Elasticity
 from fatwood.spark.failures import rebuild_failure, spark_errors
 from fatwood.spark.job import JobOptions, rendezvous_of
 from fatwood.spark.task import TaskOrder
 from fatwood.spark.watch import TrainingResult
+from fatwood.spark.worker_logs import KeptLogs
 from fatwood.spark.workers import small_arrow_batches
 from fatwood.train import Incident, Record, Rendezvous, WorkerStats, record_from_json
 
@@ -129,8 +132,9 @@ def _received(frame: DataFrame, directory: Path) -> dict[str, Any]:
     if answer is None:
         text = "the training job ended without an answer"
         raise ClusterError(text, hint="driver and executors must run the same version of fatwood")
+    KeptLogs.tell(answer.get("logs", ()))
     if "failure" in answer:
-        raise rebuild_failure(answer["failure"], "the cluster")
+        raise explained(rebuild_failure(answer["failure"], "the cluster"))
     return dict(answer)
 
 

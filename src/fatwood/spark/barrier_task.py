@@ -36,6 +36,7 @@ from fatwood.spark.elasticity import Elasticity
 from fatwood.spark.failures import describe_failure
 from fatwood.spark.task import TaskOrder, run_worker
 from fatwood.spark.watch import TrainingResult, Watch
+from fatwood.spark.worker_logs import KeptLogs
 from fatwood.train import Record, record_to_json
 
 __all__ = ["ANSWER", "RESULT_SCHEMA", "BarrierOrder", "bytes_as_tensor", "run_barrier_worker"]
@@ -178,6 +179,7 @@ class _Host:
         self._folder = folder
         self._address = address
         self._records: list[Any] = []
+        self._logs = KeptLogs()
         policy = order.elasticity.checkpoints
         found = [] if policy is None else [step for step, _ in list_snapshots(policy.uri)]
         newest = max(found, default=-1)
@@ -220,7 +222,8 @@ class _Host:
             self._coordinator.cancel("the job has failed")
             # A stage ends with its last task: a worker that does not stop has to be ended by Spark, with all others.
             if isinstance(error, UserError) and self._coordinator.wait_until_left(_CALLED_OFF_SECONDS):
-                yield _row(ANSWER, -1, 0, json.dumps({"failure": describe_failure(error)}).encode())
+                answer = {"failure": describe_failure(error), "logs": self._logs.to_json()}
+                yield _row(ANSWER, -1, 0, json.dumps(answer).encode())
                 return
             raise
         worker.join(_END_SECONDS)
@@ -240,6 +243,7 @@ class _Host:
             "incidents": [incident.to_json() for incident in result.incidents],
             "started": result.started,
             "records": self._records,
+            "logs": self._logs.to_json(),
             "checkpoints": 0 if self._writer is None else self._writer.written,
         }
 
@@ -285,6 +289,7 @@ class _Host:
             on_progress=self._note,
             writer=self._writer,
             how_to_resume=lambda: "Spark runs all workers again",
+            on_log=self._logs,
         )
         return watch.run()
 

@@ -13,6 +13,7 @@ from typing import Any
 from pyspark.errors import PySparkException
 
 from fatwood import errors
+from fatwood.spark.causes import explained, original_of
 from fatwood.spark.connect import is_service_failure
 from fatwood.spark.shipping import installed_folders, is_within
 
@@ -20,6 +21,7 @@ __all__ = [
     "describe_failure",
     "failure_of_spark",
     "is_of_the_machine",
+    "made_again",
     "rebuild_failure",
     "severity",
     "spark_errors",
@@ -32,6 +34,7 @@ _DETAILS = ("position", "n", "value", "parameter")
 """What a `NotFiniteError` knows beside its message."""
 _ROLLBACK = "cannot rollback a running result stage"
 """What Spark 4 says when it ends all jobs over a shuffle whose lost part came out different the second time."""
+_OTHER_PYTHON = "[PYTHON_VERSION_MISMATCH]"
 _HEADER = "Traceback (most recent call last):\n"
 
 
@@ -48,10 +51,11 @@ def describe_failure(error: BaseException) -> dict[str, Any]:
         trace = _formatted(error.__cause__, _first_users_frame(frames) or _first_foreign_frame(frames))
     elif not isinstance(error, errors.UserError):
         trace = _formatted(error, error.__traceback__)
+    message, hint = original_of(error)  # whoever shows it explains it
     return {
         "type": type(error).__name__,
-        "message": _shortened(error.message),
-        "hint": error.hint,
+        "message": _shortened(message),
+        "hint": hint,
         "traceback": trace,
         "details": {name: getattr(error, name) for name in _DETAILS if hasattr(error, name)},
     }
@@ -77,7 +81,7 @@ def rebuild_failure(failure: Mapping[str, Any], where: str) -> errors.FatwoodErr
     if failure.get("traceback"):
         text += f"\n\n{str(failure['traceback']).rstrip()}"
     hint = failure.get("hint")
-    error = _made(failure.get("type"), text, str(hint) if hint else None)
+    error = made_again(failure.get("type"), text, str(hint) if hint else None)
     details = failure.get("details")
     if isinstance(details, dict):
         vars(error).update({name: value for name, value in details.items() if name in _DETAILS})
@@ -108,8 +112,12 @@ def spark_errors() -> Iterator[None]:
 
 
 def failure_of_spark(error: BaseException) -> errors.FatwoodError:
-    """The error to raise when a Spark job itself failed, with a Python error of the user's plan first."""
+    """The error to raise when a Spark job itself failed, with its cause or a Python error of the user's plan first."""
     text = str(error)
+    return explained(_failure_of_spark(error, text), [text])
+
+
+def _failure_of_spark(error: BaseException, text: str) -> errors.FatwoodError:
     if _ROLLBACK in text:
         message = (
             "the DataFrame gave other rows when a part of it was computed again after a machine was lost"
@@ -139,17 +147,25 @@ def _failure_of_python(trace: str, place: str) -> errors.FatwoodError:
     kind, _, message = _last_error(trace).partition(": ")
     if kind.startswith("fatwood.errors."):
         message, _, hint = message.partition("\nhint: ")
-        return _made(kind.rpartition(".")[2], f"{message}\nin the Spark job{place}", hint or None)
+        return made_again(kind.rpartition(".")[2], f"{message}\nin the Spark job{place}", hint or None)
     kind = kind.rpartition(".")[2]
     headline = f"{kind}: {message}" if message else kind
     if "No module named 'fatwood" in message:
         text = f"fatwood cannot be imported by the executors: {headline}{place}"
         return errors.ClusterError(text, hint="install the same fatwood in the Python of the executors")
+    if _OTHER_PYTHON in message:
+        return errors.ClusterError(f"the Spark job failed: {headline}{place}")
     return errors.UserCodeError(f"{headline}\nraised by the DataFrame's own plan{place}\n\n{trace}")
 
 
-def _made(name: object, message: str, hint: str | None) -> errors.FatwoodError:
-    """An error of the named class with a message that is ready, whatever the class itself makes its message of."""
+def made_again(name: object, message: str, hint: str | None) -> errors.FatwoodError:
+    """An error with a message that is ready, whatever its class makes its message of.
+
+    Args:
+        name: Of the class; another name than those of :mod:`fatwood.errors` makes a `UserCodeError`.
+        message: Its message.
+        hint: Its hint.
+    """
     found = getattr(errors, str(name), None)
     kind: type[errors.FatwoodError] = errors.UserCodeError
     if isinstance(found, type) and issubclass(found, errors.FatwoodError):

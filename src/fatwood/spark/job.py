@@ -13,6 +13,7 @@ joined, and sockets, broadcasts and files are gone when :func:`run_training` ret
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -26,9 +27,11 @@ from fatwood.exchange import Coordinator, Identity
 from fatwood.snapshots import Checkpoints
 from fatwood.spark.checkpointing import CheckpointWriter
 from fatwood.spark.elasticity import Elasticity
+from fatwood.spark.executors import lost_executors
 from fatwood.spark.session import driver_address
 from fatwood.spark.task import RESULT_SCHEMA, TaskOrder, run_worker
 from fatwood.spark.watch import TrainingResult, Watch
+from fatwood.spark.worker_logs import LogWriter
 from fatwood.spark.workers import WorkerJobs
 from fatwood.train import Record, Rendezvous
 
@@ -56,6 +59,8 @@ class JobOptions:
     elasticity: Elasticity
     identity: Identity | None
     """The job's certificate, where connections are encrypted."""
+    profile: Any = None
+    """A ``pyspark.resource.ResourceProfile`` of the workers' executors and tasks; None for the session's."""
 
 
 def run_training(
@@ -79,6 +84,7 @@ def run_training(
         WorldError: The cluster failed in a way that cannot be mended.
     """
     context = rows.sparkSession.sparkContext
+    began = time.time()
     secret = secrets.token_bytes(32)
     elasticity = options.elasticity
     with ExitStack() as cleanup:  # every step is taken, also when Ctrl-C comes in the middle of another
@@ -90,7 +96,9 @@ def run_training(
         def task(batches: Any) -> Any:
             return run_worker(batches, broadcast.value)
 
-        frame = rows.mapInArrow(task, RESULT_SCHEMA)
+        # PySpark before 4 has no profiles
+        resources = {} if options.profile is None else {"profile": options.profile}
+        frame = rows.mapInArrow(task, RESULT_SCHEMA, **resources)
         jobs = WorkerJobs(context, frame, options.workers, "fatwood.fit")
         cleanup.callback(jobs.end, _CALLED_OFF_SECONDS)
         cleanup.callback(coordinator.cancel, "the driver ended the job")
@@ -104,6 +112,8 @@ def run_training(
             on_progress=on_progress,
             writer=writer,
             how_to_resume=lambda: _how_to_resume(checkpoints, writer),
+            why_lost=lambda: lost_executors(context, began),
+            on_log=LogWriter(),
         )
         result = watch.run()
         jobs.end(_END_SECONDS)

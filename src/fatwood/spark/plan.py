@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -21,10 +21,12 @@ from fatwood.spark.checkpointing import Resumed, require_usable, resume
 from fatwood.spark.connect import is_connect
 from fatwood.spark.elasticity import Elasticity
 from fatwood.spark.given import Selection, feed_of, texts_of
+from fatwood.spark.gpus import device_order, require_profile
 from fatwood.spark.job import JobOptions
 from fatwood.spark.preprocessing import fit_transforms
+from fatwood.spark.room import require_settings
 from fatwood.spark.run_state import FitState
-from fatwood.spark.session import require_slots
+from fatwood.spark.session import allocates, require_slots
 from fatwood.spark.shipping import ship
 from fatwood.spark.staying import Repartition
 from fatwood.spark.task import TaskOrder
@@ -42,6 +44,9 @@ from fatwood.train import (
     require_labels,
     takes_batch,
 )
+from fatwood.train.device import Asked, DeviceOrder, checked_device
+from fatwood.train.garbage import checked_gc_every_seconds
+from fatwood.train.logs import checked_level
 
 __all__ = ["FitOptions", "FitPlan", "plan_fit"]
 
@@ -79,6 +84,16 @@ class FitOptions:
     """A checkpoint, or a folder of them, to go on from."""
     encrypt: bool
     """Whether the workers' connections are encrypted."""
+    device: Asked = "auto"
+    """Where the workers compute."""
+    profile: Any = None
+    """A ``pyspark.resource.ResourceProfile`` of the workers' executors and tasks; None for the session's."""
+    gc_every_seconds: float | None = None
+    """Seconds between two collections of garbage in a worker; None leaves them to Python."""
+    worker_logs: int | str | None = "WARNING"
+    """The lowest level of what workers log that the driver logs, too; None for none."""
+    precheck: Callable[[SparkSession], None] | None = None
+    """Looks at the session before anything is done with it, and raises what makes every fit fail."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.prefetch, int) or isinstance(self.prefetch, bool) or self.prefetch < 0:
@@ -95,6 +110,9 @@ class FitOptions:
             text = f"repartition: expected one of {', '.join(map(repr, get_args(Repartition)))}, received {self.repartition!r}"
             raise OptionError(text)
         checked_time_source(self.time_source)
+        checked_device(self.device)
+        checked_gc_every_seconds(self.gc_every_seconds)
+        checked_level(self.worker_logs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +133,7 @@ class FitPlan:
     shipped: bytes
     reading: bytes | None
     resumed: Resumed | None
+    device: DeviceOrder
 
     def order(self, rendezvous: Rendezvous) -> TaskOrder:
         """What the tasks are told."""
@@ -127,6 +146,7 @@ class FitPlan:
             prefetch=self.given.prefetch,
             prefetch_bytes=self.given.prefetch_bytes,
             time_source=self.given.time_source,
+            gc_every_seconds=self.given.gc_every_seconds,
             stateless=tuple(rank for rank in range(self.workers) if states and rank not in states),
             ledger=None if self.resumed is None else self.resumed.ledger.to_json(),
         )
@@ -136,15 +156,16 @@ class FitPlan:
             options=_fields(self.job, (*_SHIPPED, "recipe")),
             recipe=_fields(self.job.recipe, _SHIPPED_OF_RECIPE),
             work=work,
+            device=self.device,
+            logs=checked_level(self.given.worker_logs),
         )
 
     def info(self, network: Any) -> RunInfo:
         """What callbacks are told; the network is the model's own."""
         job, given = self.job, self.given
         left_out = ("network", "recipe", "callbacks", "strategy", "epochs", "first_epoch")
-        named = {
-            name: getattr(given, name) for name in ("features", "label", "weight", "prefetch", "repartition")
-        }
+        of_given = ("features", "label", "weight", "prefetch", "repartition", "device")
+        named = {name: getattr(given, name) for name in of_given}
         return RunInfo(
             workers=self.workers,
             epochs=job.epochs,
@@ -178,7 +199,6 @@ def plan_fit(
         directory: An empty local directory for what comes back.
         before: What the last fit left, to go on from.
     """
-    elasticity = given.elasticity
     transforms = given.transforms
     selection = Selection(
         features=given.features,
@@ -187,8 +207,14 @@ def plan_fit(
         text=texts_of(transforms),
     )
     feed = feed_of(data, selection)
+    elasticity = given.elasticity.with_allocation() if allocates(feed.spark) else given.elasticity
+    if given.precheck is not None:
+        given.precheck(feed.spark)
     if is_connect(feed.spark):
         require_barrier_options(elasticity)
+    if given.profile is not None:
+        require_profile(feed.spark, given.profile, given.workers)
+    device = device_order(feed.spark, given.device, given.profile)
     if given.features is not None:
         _require_label(given.label, job.loss)
         require_labels(job.loss, None if given.label is None else read_specs("label", given.label).keys)
@@ -202,7 +228,18 @@ def plan_fit(
     if resumed is not None:
         job, before = _resumed_job(job, resumed), _resumed_state(resumed)
     shipped = ship(_shipped_parts(job) | {"decoders": feed.decoders})
-    workers = _slots(feed.spark, _worker_count(given.workers, before, resumed), elasticity.min_workers)
+    count = _worker_count(given.workers, before, resumed)
+    if given.profile is None or count is None:
+        workers = _slots(feed.spark, count, elasticity.min_workers)
+    else:  # Spark starts executors of the profile when their tasks wait for them
+        workers = count
+    if (
+        given.profile is None
+        and device.asked != "cuda"
+        and not device.scheduled
+        and not is_connect(feed.spark)
+    ):
+        require_settings(dict(feed.spark.sparkContext.getConf().getAll()), job, workers)
     about = _about(job, workers)
     if resumed is not None:
         resumed.require(about)
@@ -224,11 +261,14 @@ def plan_fit(
         rows=rows.rows,
         layout=replace(rows.layout, transforms=transforms),
         about=about,
-        options=_job_options(job, workers, directory, before, elasticity, identity),
+        options=replace(
+            _job_options(job, workers, directory, before, elasticity, identity), profile=given.profile
+        ),
         given=given,
         shipped=shipped,
         reading=None if shares.reader is None else ship({"reader": shares.reader}),
         resumed=resumed,
+        device=device,
     )
 
 

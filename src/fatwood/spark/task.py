@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,15 @@ import pyarrow as pa
 import torch
 
 from fatwood.errors import ClusterError, PeerLost
+from fatwood.exchange import Member
 from fatwood.spark.failures import describe_failure, is_of_the_machine
+from fatwood.spark.gpus import task_gpus
+from fatwood.spark.room import cgroup_limit, require_cgroup
 from fatwood.spark.shipping import unship
 from fatwood.train import Recipe, TrainingJob, WorkOrder, join_job, run_member
+from fatwood.train.device import DeviceOrder, taken_device
+from fatwood.train.logs import WorkerLogs
+from fatwood.train.placing import release
 
 __all__ = ["RESULT_SCHEMA", "TaskOrder", "run_worker"]
 
@@ -45,6 +51,10 @@ class TaskOrder:
     recipe: Mapping[str, Any]
     """The other fields of :class:`fatwood.train.Recipe`."""
     work: WorkOrder
+    device: DeviceOrder = field(default_factory=DeviceOrder)
+    """Where to compute."""
+    logs: int | None = None
+    """The lowest level of log records that are told to the driver; None for none."""
 
 
 def run_worker(
@@ -67,21 +77,9 @@ def run_worker(
     torch.set_num_threads(max(1, context.cpus()))
     with join_job(order.work, rank, {"pid": os.getpid(), "attempt": context.attemptNumber()}) as member:
         try:
-            if not member.finished:
-                parts = unship(order.shipped)
-                if network is not None:
-                    parts["network"].load_state_dict(dict(network))
-                layout = replace(order.work.layout, decoders=parts.pop("decoders"))
-                made_of = {name: parts.pop(name) for name in ("optimizer", "scheduler")}
-                job = TrainingJob(**parts, **order.options, recipe=Recipe(**made_of, **order.recipe))
-                work = replace(order.work, layout=layout)
-                rows = _fed(batches)
-                if order.reading is not None:
-                    # Spark throws away a Python process that leaves input unread, and the next one imports torch again.
-                    for _ in batches:
-                        pass
-                    rows = unship(order.reading)["reader"].batches(rank)
-                run_member(job, work, member, rows, _local_directory())
+            with WorkerLogs(member, order.logs) as logs:
+                if not member.finished:
+                    _train(batches, order, member, network, logs)
         except BaseException as error:  # also what the user's code raises to leave the process
             _drain(batches)
             if member.stopped is None:
@@ -92,6 +90,34 @@ def run_worker(
                 if again:
                     raise
     yield pa.RecordBatch.from_pydict({"rank": pa.array([rank], pa.int32())})
+
+
+def _train(
+    batches: Iterator[pa.RecordBatch],
+    order: TaskOrder,
+    member: Member,
+    network: Mapping[str, Any] | None,
+    logs: WorkerLogs,
+) -> None:
+    place = taken_device(order.device, task_gpus(), member.rank)
+    parts = unship(order.shipped)
+    if network is not None:
+        parts["network"].load_state_dict(dict(network))
+    layout = replace(order.work.layout, decoders=parts.pop("decoders"))
+    made_of = {name: parts.pop(name) for name in ("optimizer", "scheduler")}
+    job = TrainingJob(**parts, **order.options, recipe=Recipe(**made_of, **order.recipe))
+    work = replace(order.work, layout=layout)
+    if place.device is None:
+        require_cgroup(job, work.workers, cgroup_limit())
+    rows = _fed(batches)
+    if order.reading is not None:
+        # Spark throws away a Python process that leaves input unread, and the next one imports torch again.
+        for _ in batches:
+            pass
+        rows = unship(order.reading)["reader"].batches(member.rank)
+    run_member(job, work, member, rows, _local_directory(), place, before_end=logs.flush)
+    del job, parts
+    release(place.device)
 
 
 def _local_directory() -> Path:

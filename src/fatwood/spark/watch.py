@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fatwood.codec import EncodingRecord
-from fatwood.errors import ClusterError, FatwoodError, ProtocolError, UserError, WorkerLost
+from fatwood.errors import ClusterError, ExchangeError, FatwoodError, ProtocolError, UserError, WorkerLost
 from fatwood.exchange import Coordinator, Event
+from fatwood.spark.causes import explained, original_of
 from fatwood.spark.checkpointing import CheckpointWriter
-from fatwood.spark.failures import failure_of_spark, rebuild_failure, severity
+from fatwood.spark.failures import failure_of_spark, made_again, rebuild_failure, severity
 from fatwood.spark.workers import JobEnded, Jobs, PlanFailed
 from fatwood.train import Incident, Record, WorkerStats, record_from_json
 
@@ -75,6 +76,8 @@ class Watch:
         on_progress: Called with the records of a worker's report, in the order of events.
         writer: Gets the parts of checkpoints.
         how_to_resume: For the hint of an error after which the run cannot go on.
+        why_lost: What Spark says of executors that are gone, to find the cause of an error among it.
+        on_log: Gets the rank, host and body of what a worker has logged.
     """
 
     def __init__(
@@ -87,6 +90,8 @@ class Watch:
         on_progress: Callable[[Sequence[Record]], None],
         writer: CheckpointWriter | None,
         how_to_resume: Callable[[], str],
+        why_lost: Callable[[], Sequence[str]] = tuple,
+        on_log: Callable[[int, str, Mapping[str, Any]], None] | None = None,
     ) -> None:
         self._coordinator = coordinator
         self._jobs = jobs
@@ -94,6 +99,8 @@ class Watch:
         self._on_progress = on_progress
         self._writer = writer
         self._how_to_resume = how_to_resume
+        self._why_lost = why_lost
+        self._on_log = on_log
         self._start = time.monotonic()
         self._workers = [_Worker() for _ in range(workers)]
         self._result = TrainingResult()
@@ -103,6 +110,8 @@ class Watch:
         """By member."""
         self._done: set[int] = set()
         self._failures: list[FatwoodError] = []
+        self._said: list[str] = []
+        """What Spark said of jobs that ended before the training did, the last few."""
         self._blame_until: float | None = None
 
     def run(self) -> TrainingResult:
@@ -120,7 +129,7 @@ class Watch:
             while (ended := self._jobs.next_event()) is not None:
                 self._spark(ended)
             if self._blame_until is not None and time.monotonic() >= self._blame_until:
-                raise min(self._failures, key=severity)
+                raise self._cause()
         self._coordinator.finish()
         done = {self._ranks[member] for member in self._done}
         for rank in set(range(len(self._workers))) - done:
@@ -142,6 +151,9 @@ class Watch:
                 self._on_progress(records)
             case "encoding":
                 self._log_encoding(event.rank, body, where)
+            case "log":
+                if self._on_log is not None:
+                    self._on_log(event.rank, event.host, body)
             case "blob":
                 self._blob(event.rank, str(body["name"]), Path(body["path"]))
             case "checkpoint" if self._writer is not None:
@@ -221,11 +233,18 @@ class Watch:
         worker = self._workers[rank]
         worker.losses = worker.losses + 1 if worker.trained <= worker.trained_at_loss else 1
         worker.trained_at_loss = worker.trained
-        if worker.losses >= _MAX_LOSSES and isinstance(error, WorkerLost):
-            text = f"{error.message} ({worker.losses} times in a row, without a row trained in between)"
-            error = WorkerLost(text, hint=f"{error.hint}; {self._how_to_resume()}")
         if worker.losses >= _MAX_LOSSES:
-            self._fail(error)
+            self._fail(self._repeated(error, worker.losses))
+
+    def _repeated(self, error: FatwoodError, losses: int) -> FatwoodError:
+        """The last reason, with how often it came to that and how to go on."""
+        message, hint = original_of(error)
+        first, newline, rest = message.partition("\n")
+        text = f"{first} ({losses} times in a row, without a row trained in between){newline}{rest}"
+        hint = "; ".join(filter(None, (hint, self._how_to_resume())))
+        again = made_again(type(error).__name__, text, hint)
+        again.__cause__ = error.__cause__
+        return again
 
     def _spark(self, ended: JobEnded | PlanFailed) -> None:
         if isinstance(ended, PlanFailed):
@@ -235,6 +254,7 @@ class Watch:
         if not ended.killed:
             text = f"the task of worker {ended.rank} ended before the training did"
             error = ClusterError(text) if ended.error is None else _spark_failure(ended.error)
+            self._said = [*self._said, original_of(error)[0]][-len(self._workers) :]
             if isinstance(error, UserError):
                 self._fail(error)
             elif not worker.joined:  # those that have are counted when they leave
@@ -245,6 +265,12 @@ class Watch:
 
     def _has_ended_well(self, rank: int) -> bool:
         return any(self._ranks[member] == rank for member in self._done & self._view)
+
+    def _cause(self) -> FatwoodError:
+        """The failure that the others are consequences of, explained if it is a known one."""
+        error = min(self._failures, key=severity)
+        can_be_spark = isinstance(error, ClusterError | ExchangeError | WorkerLost)
+        return explained(error, [*self._why_lost(), *self._said] if can_be_spark else ())
 
     def _fail(self, error: FatwoodError) -> None:
         self._failures.append(error)

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -20,6 +20,8 @@ import pyarrow as pa
 from fatwood.data import PartitionData
 from fatwood.errors import ExchangeError, StorageError
 from fatwood.exchange import ElasticTeam, Exchange, Member, TcpExchange, View
+from fatwood.train.device import Place
+from fatwood.train.garbage import GarbageCollection
 from fatwood.train.job import TrainingJob
 from fatwood.train.ledger import Ledger
 from fatwood.train.order import WorkOrder
@@ -68,7 +70,14 @@ def join_job(order: WorkOrder, rank: int, facts: Mapping[str, Any]) -> Member:
 
 
 def run_member(
-    job: TrainingJob, order: WorkOrder, member: Member, batches: Iterable[pa.RecordBatch], directory: Path
+    job: TrainingJob,
+    order: WorkOrder,
+    member: Member,
+    batches: Iterable[pa.RecordBatch],
+    directory: Path,
+    place: Place | None = None,
+    *,
+    before_end: Callable[[], None] = lambda: None,
 ) -> None:
     """Train as one member until the job is over; the results go to the driver.
 
@@ -78,6 +87,8 @@ def run_member(
         member: Of this worker, not ready yet.
         batches: This worker's rows.
         directory: A local directory, for rows.
+        place: Where it computes; None for the CPU.
+        before_end: Called when all is trained, for what the driver has to hear before the job is over.
 
     Raises:
         FatwoodError: It cannot go on; with ``member.stopped`` set because the driver said so.
@@ -104,9 +115,11 @@ def run_member(
             keep=member.late,
             prefetch=order.prefetch,
             prefetch_bytes=order.prefetch_bytes,
+            pin=place is not None and place.device is not None,
         ) as data,
         EncodingReports(member) as on_encoding,
         Uploads(member, order.checkpoints) as uploads,
+        GarbageCollection(order.gc_every_seconds) as garbage,
     ):
         if member.late:
             data.keep_all()  # before the others wait for it
@@ -122,7 +135,10 @@ def run_member(
             on_encoding=on_encoding,
             recorder=uploads,
             trace=trace,
+            place=place,
+            between_steps=garbage.between_steps,
         )
+        garbage.freeze()
         member.ready()
         token = _RANK.set(member.rank)
         try:
@@ -132,6 +148,7 @@ def run_member(
                 on_progress.flush()
                 uploads.finish()
                 on_encoding.flush()  # nobody hears it once the job is over
+                before_end()
                 _note_clock(trace, order, member)
                 _deliver(member, replica, team, data, trace)
         finally:
