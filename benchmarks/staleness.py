@@ -167,13 +167,13 @@ def worker(rank: int) -> None:
 
 
 @contextmanager
-def worker_processes(net: Network) -> Iterator[list[subprocess.Popen[str]]]:
+def worker_processes(net: Network, script: str = __file__) -> Iterator[list[subprocess.Popen[str]]]:
     """One on each host; they end with their standard input, so also when this process is killed."""
     processes: list[subprocess.Popen[str]] = []
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     try:
         for rank, host in enumerate(net.workers):
-            command = [sys.executable, __file__, "--worker", str(rank)]
+            command = [sys.executable, script, "--worker", str(rank)]
             with inside(host):
                 processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment))
         yield processes

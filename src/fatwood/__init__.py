@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fatwood.evaluation import Classification, Loss
     from fatwood.files import Files, Parquet
     from fatwood.model import SparkModel
+    from fatwood.planning import Plan, plan
     from fatwood.snapshots import Checkpoints, latest_checkpoint
     from fatwood.train import (
         AllReduce,
@@ -77,6 +78,7 @@ __all__ = [
     "OneHot",
     "ParameterAveraging",
     "Parquet",
+    "Plan",
     "ResidualClipping",
     "SequenceColumn",
     "SparkModel",
@@ -88,6 +90,7 @@ __all__ = [
     "__version__",
     "errors",
     "latest_checkpoint",
+    "plan",
 ]
 
 _ROOMS = {
@@ -117,6 +120,7 @@ _ROOMS = {
     "files": ("Files", "Parquet"),
     "evaluation": ("Classification", "Loss"),
     "model": ("SparkModel",),
+    "planning": ("Plan", "plan"),
     "snapshots": ("Checkpoints", "latest_checkpoint"),
     "train": (
         "AllReduce",

@@ -224,6 +224,63 @@ def doctor(
         sys.exit(1)
 
 
+@cli.command()
+@click.argument("network")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Rows of a step."
+)
+@click.option("--features-shape", help="Of a row, as 784 or 1x28x28: random numbers are made.")
+@click.option("--ids", type=click.IntRange(min=1), help="Features are whole numbers below this one.")
+@click.option("--classes", type=click.IntRange(min=1), help="Labels are classes; the loss is cross-entropy.")
+@click.option("--label-shape", help="Labels are numbers of this shape; the loss is the mean squared error.")
+@click.option(
+    "--optimizer",
+    type=click.Choice(["sgd", "momentum", "adam", "adamw"]),
+    default="adam",
+    show_default=True,
+    help="What it keeps takes memory.",
+)
+@click.option("--workers", type=int, default=2, show_default=True, help="Tasks that train together.")
+@click.option("--link", default="1Gbit", show_default=True, help="Of each worker, in both directions.")
+@click.option("--latency-ms", type=float, default=0.5, show_default=True, help="Round trip of two workers.")
+@click.option("--cores-per-worker", type=int, default=1, show_default=True, help="Threads of each.")
+@click.option("--workers-per-executor", type=int, default=1, show_default=True, help="Beside one JVM.")
+@click.option("--sharing", type=float, default=1.0, show_default=True, help="Workers on the same core.")
+@click.option("--rows", type=int, help="Of an epoch, to have its time.")
+@click.option(
+    "--strategy",
+    "chosen",
+    type=click.Choice(["allreduce", "sharing", "averaging", "diloco"]),
+    multiple=True,
+    help="May be repeated.  [default: all]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as one JSON object.")
+def plan(
+    *, network: str, link: str, latency_ms: float, chosen: tuple[str, ...], as_json: bool, **given: Any
+) -> None:
+    """Say what NETWORK needs of a cluster's memory and whether it would train faster there.
+
+    NETWORK is a model file, or MODULE:FUNCTION, which returns a network or a dict of arguments of fatwood.plan. Steps are really
+    taken, on this machine.
+    """
+    from fatwood import planning
+    from fatwood.planning.given import STRATEGIES, arguments
+
+    rows = ("batch_size", "features_shape", "ids", "classes", "label_shape", "optimizer")
+    told = {
+        "batch_size": given["batch_size"],
+        **arguments(network, **{name: given.pop(name) for name in rows}),
+    }
+    found = planning.plan(
+        **given,
+        mbit=planning.parse_mbit(link),
+        round_trip_seconds=latency_ms / 1000,
+        strategies=[STRATEGIES[name]() for name in chosen] or None,
+        **told,
+    )
+    click.echo(json.dumps(found.to_json()) if as_json else found)
+
+
 def main() -> None:
     """Run the command; errors of Fatwood are printed without a traceback and end with code 1."""
     try:

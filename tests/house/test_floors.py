@@ -36,15 +36,16 @@ FLOORS = {
     "callbacks": 4,
     "spark": 4,
     "doctor": 5,
-    "model": 5,
+    "model": 6,
     "packing": 5,
     "submission": 5,
-    "demo": 6,
-    "ml": 6,
+    "demo": 7,
+    "ml": 7,
+    "planning": 7,
     "testing": 6,
-    "cli": 7,
-    "__main__": 8,
-    "__init__": 8,
+    "cli": 8,
+    "__main__": 9,
+    "__init__": 9,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
