@@ -1,0 +1,301 @@
+"""What a step costs as the work grows: rows, parameters, workers; and a simulation of more workers than a machine holds.
+
+    python benchmarks/scale.py [--parts parameters workers simulated rows] [--json]
+
+* ``parameters``: four workers, 0.1 to 100 million parameters, one of a thousand sent: milliseconds of a step by phase.
+* ``workers``: 1 to 16 workers on links of 1 Gbit/s, a million parameters.
+* ``simulated``: up to 1024 workers with a core each. The constants are measured in ``workers``: processor seconds of a
+  worker's step without peers and with each peer more, bytes of a message. Each worker sends to its peers one after the other,
+  beginning with the next rank; a message takes its time on the sender's link, then on the receiver's, then on the
+  receiver's processor. The same program with the cores of this machine is checked against the measured points.
+* ``rows``: `SparkModel.fit` in a local session, two workers, from 10 thousand rows on: seconds of an epoch.
+
+The workers of the first two parts are processes, each in a network namespace (`fatwood.testing.network`), with Fatwood's own exchange
+and coordinator and without Spark; they share this machine's cores. Needs root, `ip` and `tc`; ``rows`` needs Java.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import staleness
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fatwood.codec import TargetSparsityThreshold
+from fatwood.data import Layout
+from fatwood.exchange import Coordinator, new_secret
+from fatwood.testing.network import Network, host_network, inside
+from fatwood.testing.threads import shard, training_job
+from fatwood.train import GradientSharing, Rendezvous, WorkOrder, join_job, run_member
+
+FEATURES, CLASSES = 64, 10
+BATCH = 8
+DENSITY = 1e-3
+STATE_BYTES = 3 << 30
+RUN_SECONDS = 300.0
+MBIT = 1000.0
+SIMULATED = (32, 64, 128, 256, 512, 1024)
+PARTS = ("parameters", "workers", "simulated", "rows")
+PHASES = ("compute", "encode", "exchange", "apply")
+
+
+def network(parameters: int) -> nn.Module:
+    """A perceptron of about so many parameters."""
+    torch.manual_seed(0)
+    width = round((-FEATURES + (FEATURES**2 + 4 * parameters) ** 0.5) / 2)
+    return nn.Sequential(
+        nn.Linear(FEATURES, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, CLASSES)
+    )
+
+
+def worker(rank: int) -> None:
+    """Train what the lines of standard input say, until its end."""
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        told = json.loads(line)
+        rows = told["steps"] * BATCH
+        generator = np.random.default_rng(rank)
+        features = generator.standard_normal((rows, FEATURES), np.float32)
+        batches = shard(features, generator.integers(0, CLASSES, rows), np.arange(rows))
+        threshold = TargetSparsityThreshold(initial="quantile", target=DENSITY)
+        job = training_job(
+            network=network(told["parameters"]),
+            loss=nn.CrossEntropyLoss(),
+            optimizer=partial(torch.optim.SGD, lr=0.02),
+            strategy=GradientSharing(threshold=threshold),
+            batch_size=BATCH,
+            epochs=staleness.EPOCHS,
+        )
+        order = WorkOrder(
+            workers=told["workers"],
+            layout=Layout.of(
+                feature_width=FEATURES,
+                feature_dtype="float32",
+                feature_name="x",
+                label_dtype="int64",
+                label_name="y",
+            ),
+            rendezvous=Rendezvous(
+                address=tuple(told["address"]),
+                secret=bytes.fromhex(told["secret"]),
+                patience_seconds=RUN_SECONDS,
+                exchange_timeout_seconds=RUN_SECONDS,
+                heartbeat_timeout_seconds=RUN_SECONDS,
+                state_bytes=STATE_BYTES,
+            ),
+        )
+        with join_job(order, rank, {}) as member:
+            begun = time.process_time()
+            run_member(job, order, member, batches, Path(told["folder"]))
+            told["cpu"] = time.process_time() - begun
+        written = Path(told["folder"], f".cpu-{rank}")
+        written.write_text(str(told["cpu"]))
+        written.rename(written.with_name(f"cpu-{rank}"))
+
+
+def processor_seconds(folder: Path, workers: int) -> list[float]:
+    """What the workers write when they have left the job."""
+    deadline = time.monotonic() + staleness.END_SECONDS
+    while len(found := list(folder.glob("cpu-*"))) < workers:
+        if time.monotonic() > deadline:
+            text = (
+                f"expected {workers} workers to end within {staleness.END_SECONDS} s, received {len(found)}"
+            )
+            raise RuntimeError(text)
+        time.sleep(0.01)
+    return [float(path.read_text()) for path in found]
+
+
+def train(net: Network, processes: list[Any], parameters: int, steps: int) -> dict[str, Any]:
+    """One run; milliseconds are of a step, the mean of all workers."""
+    secret = new_secret()
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fatwood-scale-"))
+        stack.enter_context(inside(net.driver))
+        coordinator = stack.enter_context(
+            Coordinator(
+                workers=len(processes),
+                secret=secret,
+                host=net.driver_host,
+                start_timeout_seconds=RUN_SECONDS,
+                heartbeat_timeout_seconds=RUN_SECONDS,
+                inbox=Path(folder),
+                max_blob_bytes=STATE_BYTES,
+            )
+        )
+        told = {"parameters": parameters, "steps": steps, "workers": len(processes), "folder": folder}
+        told |= {"address": coordinator.address, "secret": secret.hex()}
+        for process in processes:
+            print(json.dumps(told), file=process.stdin, flush=True)
+        workers, epochs = staleness.heard(coordinator, processes)
+        coordinator.finish()
+        cpu = processor_seconds(Path(folder), len(processes))
+    count = workers[0].agreements
+    return {
+        "workers": len(processes),
+        "parameters": sum(p.numel() for p in network(parameters).parameters()),
+        "step_ms": 1000 * epochs[-1].seconds / steps,
+        "phases_ms": {
+            name: round(1000 * statistics.mean(w.seconds.get(name, 0.0) for w in workers) / count, 3)
+            for name in PHASES
+        },
+        "message_bytes": statistics.mean(w.message_bytes for w in workers) / count,
+        "cpu_s": statistics.mean(cpu),
+        "agreements": count,
+        "digests_equal": len({w.digest for w in workers}) == 1,
+    }
+
+
+def grown_parameters(sizes: list[int]) -> list[dict[str, Any]]:
+    """Four workers, larger and larger networks."""
+    found = []
+    with host_network(4) as net, staleness.worker_processes(net, __file__) as processes:
+        for size in sizes:
+            found.append(train(net, processes, size, steps=60 if size < 20_000_000 else 10))
+            print(json.dumps(found[-1]), flush=True)
+    return found
+
+
+def grown_workers(counts: list[int], parameters: int) -> list[dict[str, Any]]:
+    """More and more workers, and the processor's seconds of a step, as the difference of a long and a short run."""
+    found = []
+    for count in counts:
+        with (
+            host_network(count, mbit=MBIT) as net,
+            staleness.worker_processes(net, __file__) as processes,
+        ):
+            train(net, processes, parameters, steps=10)  # connections, caches
+            short, long = (train(net, processes, parameters, steps=steps) for steps in (20, 80))
+            steps = long["agreements"] - short["agreements"]
+            long["cpu_ms_per_step"] = 1000 * (long["cpu_s"] - short["cpu_s"]) / steps
+            found.append(long)
+            print(json.dumps(long), flush=True)
+    return found
+
+
+def simulated_step(
+    workers: int, *, alone_ms: NDArray[np.float64], peer_ms: float, wire_ms: float, sharing: float
+) -> float:
+    """When the slowest worker has the messages of all others, in milliseconds.
+
+    Args:
+        workers: How many.
+        alone_ms: ``(workers,)``, each one's own computing.
+        peer_ms: Of a processor, for every peer.
+        wire_ms: Of a message on a link.
+        sharing: How many workers have a core together, at least 1.
+    """
+    sent = alone_ms * sharing
+    link, core = np.zeros(workers), sent.copy()
+    for distance in range(1, workers):
+        sent = sent + wire_ms  # on the sender's own link
+        there = np.roll(sent, distance)  # rank r's message reaches rank r + distance
+        link = np.maximum(link, there - wire_ms) + wire_ms
+        core = np.maximum(core, link) + peer_ms * sharing
+    return float(core.max())
+
+
+def simulated(points: list[dict[str, Any]]) -> dict[str, Any]:
+    """Constants of the measured points, what they say of these points, and of more workers with a core each."""
+    peers = np.array([point["workers"] - 1 for point in points])
+    peer_ms, alone_ms = np.polyfit(peers, [point["cpu_ms_per_step"] for point in points], 1)
+    message = statistics.median(point["message_bytes"] for point in points if point["workers"] > 1)
+    wire_ms = 8e-3 * (message + 66) / MBIT
+    constants = {"peer_ms": float(peer_ms), "wire_ms": wire_ms}
+
+    def predicted(workers: int, sharing: float) -> float:
+        alone = np.full(workers, alone_ms)
+        return simulated_step(workers, alone_ms=alone, sharing=sharing, **constants)
+
+    cores = os.cpu_count() or 1
+    checks = {
+        point["workers"]: predicted(point["workers"], max(1.0, point["workers"] / cores)) / point["step_ms"]
+        for point in points
+    }
+    return {
+        "alone_ms": float(alone_ms),
+        **constants,
+        "predicted_over_measured": checks,
+        "step_ms": {count: predicted(count, 1.0) for count in (1, 4, 16, *SIMULATED)},
+    }
+
+
+def grown_rows(counts: list[int]) -> list[dict[str, Any]]:
+    """An epoch of a fit from Spark, with more and more rows."""
+    from pyspark.sql import functions as F
+
+    from fatwood import SparkModel
+    from fatwood.spark.local import local_session
+
+    found = []
+    with local_session(2) as spark:
+        for count in counts:
+            columns = [F.rand(seed=column).cast("float").alias(f"x{column}") for column in range(20)]
+            rows = spark.range(count).select(*columns, (F.col("id") % 2).alias("y"))
+            model = SparkModel(
+                nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 2)),
+                loss=nn.CrossEntropyLoss(),
+                optimizer=partial(torch.optim.SGD, lr=0.1),
+            )
+            begun = time.perf_counter()
+            fit = model.fit(
+                rows,
+                features=[f"x{column}" for column in range(20)],
+                label="y",
+                batch_size=1024,
+                epochs=2,
+                workers=2,
+                progress=False,
+            )
+            whole = time.perf_counter() - begun
+            epoch = fit.history[-1].seconds
+            assert fit.stats.rows_trained == 2 * count
+            found.append({"rows": count, "fit_s": whole, "epoch_s": epoch, "rows_per_s": count / epoch})
+            print(json.dumps(found[-1]), flush=True)
+    return found
+
+
+def main() -> None:
+    """Run the parts and print what was measured, or JSON as the last line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 4, 8, 16])
+    parser.add_argument("--parameters", nargs="+", type=float, default=[1e5, 1e6, 1e7, 1e8])
+    parser.add_argument("--rows", nargs="+", type=float, default=[1e4, 1e5, 1e6, 1e7])
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker is not None:
+        worker(given.worker)
+        return
+    found: dict[str, Any] = {}
+    if "parameters" in given.parts:
+        found["parameters"] = grown_parameters([int(size) for size in given.parameters])
+    if {"workers", "simulated"} & set(given.parts):
+        found["workers"] = grown_workers(given.workers, 1_000_000)
+    if "simulated" in given.parts:
+        found["simulated"] = simulated(found["workers"])
+        print(json.dumps(found["simulated"]), flush=True)
+    if "rows" in given.parts:
+        found["rows"] = grown_rows([int(count) for count in given.rows])
+    if given.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
