@@ -18,11 +18,13 @@ from fatwood.spark.watch import Watch
 
 
 def open_sockets(spark) -> set[tuple[object, ...]]:
-    """All of this process but those between Spark's own Python and its JVM."""
-    found = psutil.Process().net_connections(kind="inet")
+    """All of this process but those between Spark's own Python and its JVM, and to servers such as that of Spark Connect."""
+    everywhere = psutil.net_connections(kind="inet")
+    found = [c for c in everywhere if c.pid == os.getpid()]
     listening = {c.laddr.port for c in found if c.status == "LISTEN"}
-    java = spark.sparkContext._gateway.gateway_parameters.port
-    ours = [c for c in found if c.status == "LISTEN" or not {c.laddr.port, c.raddr.port} & {*listening, java}]
+    servers = {c.laddr.port for c in everywhere if c.status == "LISTEN" and c.pid != os.getpid()}
+    known = {*listening, *servers, spark.sparkContext._gateway.gateway_parameters.port}
+    ours = [c for c in found if c.status == "LISTEN" or not {c.laddr.port, c.raddr.port} & known]
     return {(c.laddr, c.raddr, c.status) for c in ours}
 
 
