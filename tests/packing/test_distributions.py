@@ -113,7 +113,10 @@ def test_a_distribution_that_hides_pyspark_is_refused(path: str, install: Instal
         only(install("sneaky", {path: b""})).part(drop_tests=False)
 
 
-def test_files_that_are_gone_or_outside_are_refused(install: Install, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backport", [False, True])
+def test_files_that_are_gone_or_outside_are_refused(install: Install, tmp_path: Path, backport: bool) -> None:
+    if backport:
+        pytest.importorskip("importlib_metadata")  # takes the place of the standard library's finder
     environment = install("a", {"a.py": b""})
     (environment.site[0] / "a.py").unlink()
     with pytest.raises(StorageError, match=r"a: expected the file .*a\.py"):

@@ -25,9 +25,6 @@ Piece: TypeAlias = bytes | memoryview
 T = TypeVar("T")
 
 _MOST_THREADS = 4
-_GROUP_PIECES = 8
-"""What a thread does at a time: handing a piece over takes a tenth of its checksum."""
-_GROUPS_PER_THREAD = 3
 
 
 def slices(content: bytes | memoryview) -> Iterator[memoryview]:
@@ -81,27 +78,18 @@ def plain_digest_of(pieces: Iterable[Piece], use: Callable[[Piece], object] | No
 def _in_threads(
     pieces: Iterable[Piece], work: Callable[[Piece], T], use: Callable[[Piece], object] | None
 ) -> Iterator[T]:
-    """What is made of each piece, in order; some groups of pieces are on their way at a time."""
+    """What is made of each piece, in order; some pieces are on their way at a time."""
     threads = min(_MOST_THREADS, os.cpu_count() or 1)
-    waiting: deque[Future[list[T]]] = deque()
+    waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="fatwood-hash") as pool:
-
-        def begin(group: list[Piece]) -> None:
-            waiting.append(pool.submit(lambda: [work(piece) for piece in group]))
-
-        group: list[Piece] = []
         for piece in pieces:
-            group.append(piece)
-            if len(group) == _GROUP_PIECES:
-                if len(waiting) == _GROUPS_PER_THREAD * threads:
-                    yield from waiting.popleft().result()
-                begin(group)
-                group = []
+            if len(waiting) == 2 * threads:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(work, piece))
             if use is not None:
                 use(piece)
-        begin(group)
         for future in waiting:
-            yield from future.result()
+            yield future.result()
 
 
 def _digest(piece: Piece) -> bytes:

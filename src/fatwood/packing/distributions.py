@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import hashlib
 import json
 import os
@@ -83,12 +84,13 @@ class Installed:
 
     def _listed(self, *, drop_tests: bool) -> list[tuple[str, Path, str, int]]:
         """Name in the archive, place, digest by RECORD (empty for what is changed), size."""
-        files = self.distribution.files
-        if files is None:
+        # not Distribution.files: where the backport importlib_metadata was imported, that leaves out files that are not there
+        record = self.distribution.read_text("RECORD")
+        if record is None:
             message = f"{self.name}: expected a list of its files, received none"
             raise OptionError(message, hint=_REINSTALL)
         found = []
-        for file in files:
+        for file, digest in (row[:2] for row in csv.reader(record.splitlines()) if len(row) > 1):
             place = Path(os.path.normpath(str(self.distribution.locate_file(file))))
             name = self._archived(place)
             if name.endswith(".pyc") or _unkept(name) or (drop_tests and _TESTS & set(name.split("/")[3:-1])):
@@ -98,10 +100,8 @@ class Installed:
             except OSError as error:
                 message = f"{self.name}: expected the file {place}, as its RECORD says, received none"
                 raise StorageError(message, hint=_REINSTALL) from error
-            kept = file.hash is not None and name.startswith(_SITE) and not name.endswith("/RECORD")
-            found.append(
-                (name, place, f"{file.hash.mode}={file.hash.value}" if kept and file.hash else "", size)
-            )
+            kept = name.startswith(_SITE) and not name.endswith("/RECORD")
+            found.append((name, place, digest if kept else "", size))
         return sorted((name, place, digest, size if digest else 0) for name, place, digest, size in found)
 
     def _archived(self, place: Path) -> str:
