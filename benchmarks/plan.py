@@ -17,48 +17,35 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hosts
 import numpy as np
 import psutil
 import torch
-from staleness import worker_processes
 from torch import nn
 
 import fatwood
 from fatwood.data import Layout
 from fatwood.errors import ClusterError
-from fatwood.exchange import Coordinator, new_secret
 from fatwood.planning import Plan
-from fatwood.testing.network import Network, host_network, inside
+from fatwood.testing.network import host_network
 from fatwood.testing.threads import shard, training_job
 from fatwood.train import (
     AllReduce,
     DiLoCo,
     GradientSharing,
     ParameterAveraging,
-    Rendezvous,
     Strategy,
-    WorkOrder,
-    join_job,
-    record_from_json,
-    run_member,
 )
 
 CLASSES = 10
 TOKENS, STEPS_OF_ROW = 1000, 32
-STATE_BYTES = 1 << 30
-RUN_SECONDS = 240.0
-POLL_SECONDS = 0.5
 WORKERS_OF_MEMORY = 2
 
 
@@ -168,97 +155,26 @@ def planned(case: Case, strategies: list[str], **cluster: Any) -> Plan:
     )
 
 
-def worker(rank: int) -> None:
-    """Train what the lines of standard input say, until its end."""
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        told = json.loads(line)
-        case = CASES[told["case"]]
-        rows = told["steps"] * case.batch_size
-        batches = shard(case.rows(rows, rank), labels(rows, rank), np.arange(rows))
-        job = training_job(
-            network=made(case),
-            loss=LOSS,
-            optimizer=OPTIMIZER,
-            strategy=STRATEGIES[told["strategy"]](),
-            batch_size=case.batch_size,
-            epochs=2,
-        )
-        order = WorkOrder(
-            workers=told["workers"],
-            layout=Layout.of(
-                feature_width=case.width,
-                feature_dtype="int64" if case.rows is ids else "float32",
-                feature_name="x",
-                label_dtype="int64",
-                label_name="y",
-            ),
-            rendezvous=Rendezvous(
-                address=tuple(told["address"]),
-                secret=bytes.fromhex(told["secret"]),
-                patience_seconds=RUN_SECONDS,
-                exchange_timeout_seconds=RUN_SECONDS,
-                heartbeat_timeout_seconds=RUN_SECONDS,
-                state_bytes=STATE_BYTES,
-            ),
-        )
-        with join_job(order, rank, {}) as member:
-            run_member(job, order, member, batches, Path(told["folder"]))
-
-
-def measured_step(
-    net: Network, processes: list[subprocess.Popen[str]], name: str, strategy: str, steps: int
-) -> float:
-    """Seconds of a step of the second epoch."""
-    secret = new_secret()
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fatwood-plan-"))
-        stack.enter_context(inside(net.driver))
-        coordinator = stack.enter_context(
-            Coordinator(
-                workers=len(processes),
-                secret=secret,
-                host=net.driver_host,
-                start_timeout_seconds=RUN_SECONDS,
-                heartbeat_timeout_seconds=RUN_SECONDS,
-                inbox=Path(folder),
-                max_blob_bytes=STATE_BYTES,
-            )
-        )
-        told = {
-            "case": name,
-            "strategy": strategy,
-            "workers": len(processes),
-            "steps": steps,
-            "folder": folder,
-        }
-        told |= {"address": coordinator.address, "secret": secret.hex()}
-        for process in processes:
-            assert process.stdin is not None
-            print(json.dumps(told), file=process.stdin, flush=True)
-        seconds = epoch_seconds(coordinator, processes)
-        coordinator.finish()
-    return seconds / steps
-
-
-def epoch_seconds(coordinator: Coordinator, processes: list[subprocess.Popen[str]]) -> float:
-    """Of the last epoch, once all workers are done."""
-    done, seconds, deadline = set(), 0.0, time.monotonic() + RUN_SECONDS
-    while len(done) < len(processes):
-        event = coordinator.next_event(POLL_SECONDS)
-        if event is None:
-            if time.monotonic() > deadline or any(process.poll() is not None for process in processes):
-                text = f"expected {len(processes)} workers to be done, {len(done)} are"
-                raise RuntimeError(text)
-        elif event.kind == "progress":
-            records = [record_from_json(values) for values in event.body["records"]]
-            seconds = next((r.seconds for r in records[::-1] if isinstance(r, fatwood.EpochRecord)), seconds)
-        elif event.kind == "done":
-            done.add(event.rank)
-        elif event.kind in ("lost", "failed", "stumbled"):
-            text = f"worker {event.rank}: {event.body}"
-            raise RuntimeError(text)
-    return seconds
+def work(told: Mapping[str, Any], rank: int) -> hosts.Work:
+    """A worker's part of a case."""
+    case = CASES[told["case"]]
+    rows = told["steps"] * case.batch_size
+    job = training_job(
+        network=made(case),
+        loss=LOSS,
+        optimizer=OPTIMIZER,
+        strategy=STRATEGIES[told["strategy"]](),
+        batch_size=case.batch_size,
+        epochs=2,
+    )
+    layout = Layout.of(
+        feature_width=case.width,
+        feature_dtype="int64" if case.rows is ids else "float32",
+        feature_name="x",
+        label_dtype="int64",
+        label_name="y",
+    )
+    return hosts.Work(job, layout, shard(case.rows(rows, rank), labels(rows, rank), np.arange(rows)))
 
 
 def times(
@@ -269,11 +185,12 @@ def times(
     sharing = max(1.0, workers / len(os.sched_getaffinity(0)))
     # the bridge between the hosts is this machine's own: no time on the way
     cluster = {"workers": workers, "mbit": mbit, "round_trip_seconds": 0.0001, "sharing": sharing}
-    with host_network(workers, mbit=mbit) as net, worker_processes(net, __file__) as processes:
+    with host_network(workers, mbit=mbit) as net, hosts.worker_processes(net, __file__) as processes:
         for name in names:
             plan = planned(CASES[name], strategies, **cluster)
             for strategy, part in zip(strategies, plan.strategies, strict=True):
-                measured = measured_step(net, processes, name, strategy, steps)
+                told = {"case": name, "strategy": strategy, "steps": steps}
+                measured = hosts.run(net, processes, told).epochs[-1].seconds / steps
                 line = {
                     "network": name,
                     "strategy": strategy,
@@ -368,7 +285,7 @@ def main() -> None:
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker is not None:
-        worker(arguments.worker)
+        hosts.serve(arguments.worker, work)
         return
     found: dict[str, list[dict[str, Any]]] = {}
     if "memory" in arguments.parts:

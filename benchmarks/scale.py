@@ -20,32 +20,26 @@ import argparse
 import json
 import os
 import statistics
-import sys
-import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import hosts
 import numpy as np
-import staleness
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from fatwood.codec import TargetSparsityThreshold
 from fatwood.data import Layout
-from fatwood.exchange import Coordinator, new_secret
-from fatwood.testing.network import Network, host_network, inside
+from fatwood.testing.network import Network, host_network
 from fatwood.testing.threads import shard, training_job
-from fatwood.train import GradientSharing, Rendezvous, WorkOrder, join_job, run_member
+from fatwood.train import GradientSharing
 
 FEATURES, CLASSES = 64, 10
 BATCH = 8
 DENSITY = 1e-3
-STATE_BYTES = 3 << 30
-RUN_SECONDS = 300.0
 MBIT = 1000.0
 SIMULATED = (32, 64, 128, 256, 512, 1024)
 PARTS = ("parameters", "workers", "simulated", "rows")
@@ -61,99 +55,45 @@ def network(parameters: int) -> nn.Module:
     )
 
 
-def worker(rank: int) -> None:
-    """Train what the lines of standard input say, until its end."""
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        told = json.loads(line)
-        rows = told["steps"] * BATCH
-        generator = np.random.default_rng(rank)
-        features = generator.standard_normal((rows, FEATURES), np.float32)
-        batches = shard(features, generator.integers(0, CLASSES, rows), np.arange(rows))
-        threshold = TargetSparsityThreshold(initial="quantile", target=DENSITY)
-        job = training_job(
-            network=network(told["parameters"]),
-            loss=nn.CrossEntropyLoss(),
-            optimizer=partial(torch.optim.SGD, lr=0.02),
-            strategy=GradientSharing(threshold=threshold),
-            batch_size=BATCH,
-            epochs=staleness.EPOCHS,
-        )
-        order = WorkOrder(
-            workers=told["workers"],
-            layout=Layout.of(
-                feature_width=FEATURES,
-                feature_dtype="float32",
-                feature_name="x",
-                label_dtype="int64",
-                label_name="y",
-            ),
-            rendezvous=Rendezvous(
-                address=tuple(told["address"]),
-                secret=bytes.fromhex(told["secret"]),
-                patience_seconds=RUN_SECONDS,
-                exchange_timeout_seconds=RUN_SECONDS,
-                heartbeat_timeout_seconds=RUN_SECONDS,
-                state_bytes=STATE_BYTES,
-            ),
-        )
-        with join_job(order, rank, {}) as member:
-            begun = time.process_time()
-            run_member(job, order, member, batches, Path(told["folder"]))
-            told["cpu"] = time.process_time() - begun
-        written = Path(told["folder"], f".cpu-{rank}")
-        written.write_text(str(told["cpu"]))
-        written.rename(written.with_name(f"cpu-{rank}"))
+def work(told: Mapping[str, Any], rank: int) -> hosts.Work:
+    """A worker's part of a case."""
+    rows = told["steps"] * BATCH
+    generator = np.random.default_rng(rank)
+    features = generator.standard_normal((rows, FEATURES), np.float32)
+    threshold = TargetSparsityThreshold(initial="quantile", target=DENSITY)
+    job = training_job(
+        network=network(told["parameters"]),
+        loss=nn.CrossEntropyLoss(),
+        optimizer=partial(torch.optim.SGD, lr=0.02),
+        strategy=GradientSharing(threshold=threshold),
+        batch_size=BATCH,
+        epochs=2,
+    )
+    layout = Layout.of(
+        feature_width=FEATURES,
+        feature_dtype="float32",
+        feature_name="x",
+        label_dtype="int64",
+        label_name="y",
+    )
+    batches = shard(features, generator.integers(0, CLASSES, rows), np.arange(rows))
+    return hosts.Work(job, layout, batches)
 
 
-def processor_seconds(folder: Path, workers: int) -> list[float]:
-    """What the workers write when they have left the job."""
-    deadline = time.monotonic() + staleness.END_SECONDS
-    while len(found := list(folder.glob("cpu-*"))) < workers:
-        if time.monotonic() > deadline:
-            text = (
-                f"expected {workers} workers to end within {staleness.END_SECONDS} s, received {len(found)}"
-            )
-            raise RuntimeError(text)
-        time.sleep(0.01)
-    return [float(path.read_text()) for path in found]
-
-
-def train(net: Network, processes: list[Any], parameters: int, steps: int) -> dict[str, Any]:
+def train(net: Network, processes: hosts.Processes, parameters: int, steps: int) -> dict[str, Any]:
     """One run; milliseconds are of a step, the mean of all workers."""
-    secret = new_secret()
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fatwood-scale-"))
-        stack.enter_context(inside(net.driver))
-        coordinator = stack.enter_context(
-            Coordinator(
-                workers=len(processes),
-                secret=secret,
-                host=net.driver_host,
-                start_timeout_seconds=RUN_SECONDS,
-                heartbeat_timeout_seconds=RUN_SECONDS,
-                inbox=Path(folder),
-                max_blob_bytes=STATE_BYTES,
-            )
-        )
-        told = {"parameters": parameters, "steps": steps, "workers": len(processes), "folder": folder}
-        told |= {"address": coordinator.address, "secret": secret.hex()}
-        for process in processes:
-            print(json.dumps(told), file=process.stdin, flush=True)
-        workers, epochs = staleness.heard(coordinator, processes)
-        coordinator.finish()
-        cpu = processor_seconds(Path(folder), len(processes))
-    count = workers[0].agreements
+    run = hosts.run(net, processes, {"parameters": parameters, "steps": steps})
+    workers, count = run.workers, run.workers[0].agreements
     return {
-        "workers": len(processes),
+        "workers": len(workers),
         "parameters": sum(p.numel() for p in network(parameters).parameters()),
-        "step_ms": 1000 * epochs[-1].seconds / steps,
+        "step_ms": 1000 * run.epochs[-1].seconds / steps,
         "phases_ms": {
             name: round(1000 * statistics.mean(w.seconds.get(name, 0.0) for w in workers) / count, 3)
             for name in PHASES
         },
         "message_bytes": statistics.mean(w.message_bytes for w in workers) / count,
-        "cpu_s": statistics.mean(cpu),
+        "cpu_s": statistics.mean(run.cpu_seconds),
         "agreements": count,
         "digests_equal": len({w.digest for w in workers}) == 1,
     }
@@ -162,7 +102,7 @@ def train(net: Network, processes: list[Any], parameters: int, steps: int) -> di
 def grown_parameters(sizes: list[int]) -> list[dict[str, Any]]:
     """Four workers, larger and larger networks."""
     found = []
-    with host_network(4) as net, staleness.worker_processes(net, __file__) as processes:
+    with host_network(4) as net, hosts.worker_processes(net, __file__) as processes:
         for size in sizes:
             found.append(train(net, processes, size, steps=60 if size < 20_000_000 else 10))
             print(json.dumps(found[-1]), flush=True)
@@ -175,7 +115,7 @@ def grown_workers(counts: list[int], parameters: int) -> list[dict[str, Any]]:
     for count in counts:
         with (
             host_network(count, mbit=MBIT) as net,
-            staleness.worker_processes(net, __file__) as processes,
+            hosts.worker_processes(net, __file__) as processes,
         ):
             train(net, processes, parameters, steps=10)  # connections, caches
             short, long = (train(net, processes, parameters, steps=steps) for steps in (20, 80))
@@ -281,7 +221,7 @@ def main() -> None:
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker is not None:
-        worker(given.worker)
+        hosts.serve(given.worker, work)
         return
     found: dict[str, Any] = {}
     if "parameters" in given.parts:

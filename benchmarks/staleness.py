@@ -3,7 +3,7 @@
     python benchmarks/staleness.py [--parts speed accuracy] [--mbit 100] [--workers 3] [--repetitions 3] [--seeds 3] [--json]
 
 * speed (needs root): every worker is a process on a host of its own (a network namespace), on links that are shaped both
-  ways (`fatwood.testing.network`), with Fatwood's own exchange and coordinator and without Spark. The two settings take turns.
+  ways (`hosts.py`), with Fatwood's own exchange and coordinator and without Spark. The two settings take turns.
   Where a case has a `device_ms`, the forward pass sleeps so long as a stand-in for an accelerator's work: this machine's cores
   are shared by all workers, so with work on the cores alone they and not the network are measured. In the cases named
   "cores" all work is real. Each worker computes with one thread. Steps per second are those of the second of two epochs.
@@ -18,51 +18,34 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any, Literal
 
 import convergence
+import hosts
 import numpy as np
 import torch
 from torch import nn
 
 from fatwood.codec import AdaptiveThreshold, TargetSparsityThreshold
 from fatwood.data import Layout
-from fatwood.exchange import Coordinator, new_secret
-from fatwood.testing.network import Network, host_network, inside
+from fatwood.testing.network import Network, host_network
 from fatwood.testing.threads import shard, training_job
 from fatwood.train import (
     AllReduce,
-    EpochRecord,
     GradientSharing,
-    Rendezvous,
     Strategy,
-    WorkerStats,
-    WorkOrder,
-    join_job,
-    record_from_json,
-    run_member,
 )
 
 FEATURES, CLASSES = 64, 10
 EPOCHS = 2
-STATE_BYTES = 1 << 28
-RUN_SECONDS = 120.0
-"""The longest that one run may take."""
-END_SECONDS = 10.0
-POLL_SECONDS = 0.5
 RATES = {"constant": None, "falling": 0.05}
 
 Staleness = Literal[0, 1]
@@ -124,106 +107,38 @@ def network(case: Case) -> nn.Module:
     return nn.Sequential(Device(case.device_ms / 1000), *layers)
 
 
-def worker(rank: int) -> None:
-    """Train what the lines of standard input say, until its end."""
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        told = json.loads(line)
-        case = CASES[told["case"]]
-        rows = case.steps * case.batch_size
-        generator = np.random.default_rng(rank)
-        features = generator.standard_normal((rows, FEATURES), np.float32)
-        batches = shard(features, generator.integers(0, CLASSES, rows), np.arange(rows))
-        job = training_job(
-            network=network(case),
-            loss=nn.CrossEntropyLoss(),
-            optimizer=partial(
-                torch.optim.SGD, lr=0.02
-            ),  # momentum would begin with some steps of fuller messages
-            strategy=case.made(told["staleness"]),
-            batch_size=case.batch_size,
-            epochs=EPOCHS,
-        )
-        order = WorkOrder(
-            workers=told["workers"],
-            layout=Layout.of(
-                feature_width=FEATURES,
-                feature_dtype="float32",
-                feature_name="x",
-                label_dtype="int64",
-                label_name="y",
-            ),
-            rendezvous=Rendezvous(
-                address=tuple(told["address"]),
-                secret=bytes.fromhex(told["secret"]),
-                patience_seconds=RUN_SECONDS,
-                exchange_timeout_seconds=RUN_SECONDS,
-                heartbeat_timeout_seconds=RUN_SECONDS,
-                state_bytes=STATE_BYTES,
-            ),
-        )
-        with join_job(order, rank, {}) as member:
-            run_member(job, order, member, batches, Path(told["folder"]))
+def work(told: Mapping[str, Any], rank: int) -> hosts.Work:
+    """A worker's part of a case."""
+    case = CASES[told["case"]]
+    rows = case.steps * case.batch_size
+    generator = np.random.default_rng(rank)
+    features = generator.standard_normal((rows, FEATURES), np.float32)
+    job = training_job(
+        network=network(case),
+        loss=nn.CrossEntropyLoss(),
+        optimizer=partial(
+            torch.optim.SGD, lr=0.02
+        ),  # momentum would begin with some steps of fuller messages
+        strategy=case.made(told["staleness"]),
+        batch_size=case.batch_size,
+        epochs=EPOCHS,
+    )
+    layout = Layout.of(
+        feature_width=FEATURES,
+        feature_dtype="float32",
+        feature_name="x",
+        label_dtype="int64",
+        label_name="y",
+    )
+    batches = shard(features, generator.integers(0, CLASSES, rows), np.arange(rows))
+    return hosts.Work(job, layout, batches)
 
 
-@contextmanager
-def worker_processes(net: Network, script: str = __file__) -> Iterator[list[subprocess.Popen[str]]]:
-    """One on each host; they end with their standard input, so also when this process is killed."""
-    processes: list[subprocess.Popen[str]] = []
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    try:
-        for rank, host in enumerate(net.workers):
-            command = [sys.executable, script, "--worker", str(rank)]
-            with inside(host):
-                processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment))
-        yield processes
-    except BaseException:
-        for process in processes:
-            process.kill()
-        raise
-    finally:
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.close()
-        for process in processes:
-            try:
-                process.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def train(
-    net: Network, processes: list[subprocess.Popen[str]], name: str, staleness: Staleness
-) -> dict[str, Any]:
+def train(net: Network, processes: hosts.Processes, name: str, staleness: Staleness) -> dict[str, Any]:
     """One run of a case."""
-    secret = new_secret()
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fatwood-staleness-"))
-        stack.enter_context(inside(net.driver))
-        coordinator = stack.enter_context(
-            Coordinator(
-                workers=len(processes),
-                secret=secret,
-                host=net.driver_host,
-                start_timeout_seconds=RUN_SECONDS,
-                heartbeat_timeout_seconds=RUN_SECONDS,
-                inbox=Path(folder),
-                max_blob_bytes=STATE_BYTES,
-            )
-        )
-        told: dict[str, Any] = {
-            "case": name,
-            "staleness": staleness,
-            "workers": len(processes),
-            "folder": folder,
-        }
-        told |= {"address": coordinator.address, "secret": secret.hex()}
-        for process in processes:
-            assert process.stdin is not None
-            print(json.dumps(told), file=process.stdin, flush=True)
-        workers, epochs = heard(coordinator, processes)
-        coordinator.finish()
+    run = hosts.run(net, processes, {"case": name, "staleness": staleness})
+    workers, epochs = run.workers, run.epochs
+    assert len(epochs) == EPOCHS
     least = min(workers, key=lambda stats: stats.seconds["exchange"])
     return {
         "steps_per_s": CASES[name].steps / epochs[-1].seconds,
@@ -235,38 +150,10 @@ def train(
     }
 
 
-def heard(
-    coordinator: Coordinator, processes: list[subprocess.Popen[str]]
-) -> tuple[list[WorkerStats], list[EpochRecord]]:
-    """What the workers say until all are done."""
-    done: dict[int, WorkerStats] = {}
-    epochs: list[EpochRecord] = []
-    deadline = time.monotonic() + RUN_SECONDS
-    while len(done) < len(processes):
-        event = coordinator.next_event(POLL_SECONDS)
-        if event is None:
-            ended = [rank for rank, process in enumerate(processes) if process.poll() is not None]
-            if ended or time.monotonic() > deadline:
-                why = f"workers {ended} ended" if ended else f"not after {RUN_SECONDS:.0f} s"
-                text = f"expected {len(processes)} workers to be done, {len(done)} are: {why}"
-                raise RuntimeError(text)
-            continue
-        if event.kind == "progress":
-            records = [record_from_json(values) for values in event.body["records"]]
-            epochs += [record for record in records if isinstance(record, EpochRecord)]
-        elif event.kind == "done":
-            done[event.rank] = WorkerStats.from_json(event.body["stats"])
-        elif event.kind == "lost":
-            text = f"worker {event.rank} was lost: {event.body['reason']}"
-            raise RuntimeError(text)
-    assert len(epochs) == EPOCHS
-    return [done[rank] for rank in sorted(done)], epochs
-
-
 def speed(names: list[str], workers: int, mbit: float, repetitions: int) -> dict[str, Any]:
     """Cases, the two settings in turns."""
     runs: dict[str, dict[int, list[dict[str, Any]]]] = {name: {0: [], 1: []} for name in names}
-    with host_network(workers, mbit=mbit) as net, worker_processes(net) as processes:
+    with host_network(workers, mbit=mbit) as net, hosts.worker_processes(net, __file__) as processes:
         for repetition in range(repetitions):
             for name, staleness in product(names, STALENESS[:: 1 if repetition % 2 == 0 else -1]):
                 runs[name][staleness].append(train(net, processes, name, staleness))
@@ -353,7 +240,7 @@ def main() -> None:
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker is not None:
-        worker(arguments.worker)
+        hosts.serve(arguments.worker, work)
         return
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, terminated)
