@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,7 +41,7 @@ from fatwood.train import (
     run_member,
 )
 
-__all__ = ["Run", "Work", "run", "serve", "worker_processes"]
+__all__ = ["Run", "Work", "end_by_signals", "run", "serve", "worker_processes"]
 
 Processes = Sequence["subprocess.Popen[str]"]
 
@@ -131,6 +132,17 @@ def worker_processes(net: Network, script: str) -> Iterator[list[subprocess.Pope
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def end_by_signals() -> None:
+    """End at SIGTERM and SIGHUP as after an error, so that hosts and processes are cleared away, undisturbed by more of these."""
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        sys.exit(f"ended by signal {number}")
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
 
 
 def run(net: Network, processes: Processes, case: Mapping[str, Any]) -> Run:

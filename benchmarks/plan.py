@@ -287,6 +287,7 @@ def main() -> None:
     if arguments.worker is not None:
         hosts.serve(arguments.worker, work)
         return
+    hosts.end_by_signals()
     found: dict[str, list[dict[str, Any]]] = {}
     if "memory" in arguments.parts:
         found["memory"] = memory(arguments.networks, arguments.strategies)

@@ -223,6 +223,7 @@ def main() -> None:
     if given.worker is not None:
         hosts.serve(given.worker, work)
         return
+    hosts.end_by_signals()
     found: dict[str, Any] = {}
     if "parameters" in given.parts:
         found["parameters"] = grown_parameters([int(size) for size in given.parameters])

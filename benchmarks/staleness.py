@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import statistics
 import sys
 import time
@@ -217,12 +216,6 @@ def accuracy(seeds: int, epochs: int) -> dict[str, Any]:
     return found
 
 
-def terminated(number: int, _: object) -> None:
-    """End as after an error, so that everything is cleared away, undisturbed by more of these signals."""
-    signal.signal(number, signal.SIG_IGN)
-    sys.exit(f"ended by signal {number}")
-
-
 PARTS = ("speed", "accuracy")
 
 
@@ -242,8 +235,7 @@ def main() -> None:
     if arguments.worker is not None:
         hosts.serve(arguments.worker, work)
         return
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, terminated)
+    hosts.end_by_signals()
     found: dict[str, Any] = {}
     if "speed" in arguments.parts:
         found["speed"] = speed(arguments.cases, arguments.workers, arguments.mbit, arguments.repetitions)
