@@ -24,12 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
+from torch import nn
 
 from fatwood.data import Layout
 from fatwood.exchange import Coordinator, new_secret
 from fatwood.testing.network import Network, inside
+from fatwood.testing.threads import shard, training_job
 from fatwood.train import (
     EpochRecord,
     Rendezvous,
@@ -41,7 +44,7 @@ from fatwood.train import (
     run_member,
 )
 
-__all__ = ["Run", "Work", "end_by_signals", "run", "serve", "worker_processes"]
+__all__ = ["Run", "Work", "end_by_signals", "random_work", "run", "serve", "worker_processes"]
 
 Processes = Sequence["subprocess.Popen[str]"]
 
@@ -69,6 +72,29 @@ class Run:
     epochs: list[EpochRecord]
     cpu_seconds: list[float]
     """Of each worker's process, in no order."""
+
+
+def random_work(rank: int, *, rows: int, width: int, classes: int, **options: Any) -> Work:
+    """A classifier of random numbers, which differ from worker to worker.
+
+    Args:
+        rank: Of the worker.
+        rows: Of it.
+        width: Numbers of a row.
+        classes: Labels are 0 to classes - 1.
+        options: Of :func:`fatwood.testing.threads.training_job`.
+    """
+    generator = np.random.default_rng(rank)
+    features = generator.standard_normal((rows, width), np.float32)
+    layout = Layout.of(
+        feature_width=width,
+        feature_dtype="float32",
+        feature_name="x",
+        label_dtype="int64",
+        label_name="y",
+    )
+    batches = shard(features, generator.integers(0, classes, rows), np.arange(rows))
+    return Work(training_job(loss=nn.CrossEntropyLoss(), **options), layout, batches)
 
 
 def serve(rank: int, work: Callable[[Mapping[str, Any], int], Work]) -> None:

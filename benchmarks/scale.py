@@ -32,9 +32,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fatwood.codec import TargetSparsityThreshold
-from fatwood.data import Layout
 from fatwood.testing.network import Network, host_network
-from fatwood.testing.threads import shard, training_job
 from fatwood.train import GradientSharing
 
 FEATURES, CLASSES = 64, 10
@@ -57,27 +55,18 @@ def network(parameters: int) -> nn.Module:
 
 def work(told: Mapping[str, Any], rank: int) -> hosts.Work:
     """A worker's part of a case."""
-    rows = told["steps"] * BATCH
-    generator = np.random.default_rng(rank)
-    features = generator.standard_normal((rows, FEATURES), np.float32)
     threshold = TargetSparsityThreshold(initial="quantile", target=DENSITY)
-    job = training_job(
+    return hosts.random_work(
+        rank,
+        rows=told["steps"] * BATCH,
+        width=FEATURES,
+        classes=CLASSES,
         network=network(told["parameters"]),
-        loss=nn.CrossEntropyLoss(),
         optimizer=partial(torch.optim.SGD, lr=0.02),
         strategy=GradientSharing(threshold=threshold),
         batch_size=BATCH,
         epochs=2,
     )
-    layout = Layout.of(
-        feature_width=FEATURES,
-        feature_dtype="float32",
-        feature_name="x",
-        label_dtype="int64",
-        label_name="y",
-    )
-    batches = shard(features, generator.integers(0, CLASSES, rows), np.arange(rows))
-    return hosts.Work(job, layout, batches)
 
 
 def train(net: Network, processes: hosts.Processes, parameters: int, steps: int) -> dict[str, Any]:

@@ -28,14 +28,11 @@ from typing import Any, Literal
 
 import convergence
 import hosts
-import numpy as np
 import torch
 from torch import nn
 
 from fatwood.codec import AdaptiveThreshold, TargetSparsityThreshold
-from fatwood.data import Layout
 from fatwood.testing.network import Network, host_network
-from fatwood.testing.threads import shard, training_job
 from fatwood.train import (
     AllReduce,
     GradientSharing,
@@ -108,12 +105,12 @@ def network(case: Case) -> nn.Module:
 def work(told: Mapping[str, Any], rank: int) -> hosts.Work:
     """A worker's part of a case."""
     case = CASES[told["case"]]
-    rows = case.steps * case.batch_size
-    generator = np.random.default_rng(rank)
-    features = generator.standard_normal((rows, FEATURES), np.float32)
-    job = training_job(
+    return hosts.random_work(
+        rank,
+        rows=case.steps * case.batch_size,
+        width=FEATURES,
+        classes=CLASSES,
         network=network(case),
-        loss=nn.CrossEntropyLoss(),
         optimizer=partial(
             torch.optim.SGD, lr=0.02
         ),  # momentum would begin with some steps of fuller messages
@@ -121,15 +118,6 @@ def work(told: Mapping[str, Any], rank: int) -> hosts.Work:
         batch_size=case.batch_size,
         epochs=EPOCHS,
     )
-    layout = Layout.of(
-        feature_width=FEATURES,
-        feature_dtype="float32",
-        feature_name="x",
-        label_dtype="int64",
-        label_name="y",
-    )
-    batches = shard(features, generator.integers(0, CLASSES, rows), np.arange(rows))
-    return hosts.Work(job, layout, batches)
 
 
 def train(net: Network, processes: hosts.Processes, name: str, staleness: Staleness) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def require_settings(conf: Mapping[str, str], job: TrainingJob, workers: int) ->
     Raises:
         OptionError: There is less.
     """
-    if not any(name in conf for name in ("spark.executor.pyspark.memory",)) and not _contained(conf):
+    if "spark.executor.pyspark.memory" not in conf and not _contained(conf):
         return
     least = least_worker_bytes(job, workers)
     slots = max(1, _number(conf, "spark.executor.cores", 1) // _number(conf, "spark.task.cpus", 1))
