@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fatwood.errors import OptionError
+from fatwood.exchange.link import FRAME_BYTES
 from fatwood.planning import Cluster, parse_mbit
-from fatwood.planning.cluster import FRAME_BYTES
 from fatwood.planning.mirror import MirrorExchange
 
 

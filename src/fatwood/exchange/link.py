@@ -23,9 +23,11 @@ from fatwood.errors import ProtocolError
 from fatwood.exchange.contract import Buffer
 from fatwood.exchange.view import Peer
 
-__all__ = ["Link"]
+__all__ = ["FRAME_BYTES", "Link"]
 
 _HEADER: Final = struct.Struct(">4sQQ")
+FRAME_BYTES: Final = _HEADER.size
+"""In front of each message on the wire."""
 _MAGIC: Final = b"FWx1"
 _RECORD_BYTES: Final = 1 << 14  # the longest record of TLS
 # How much is sent or read at a time, so that one peer does not delay the others; more than a header has bytes: what

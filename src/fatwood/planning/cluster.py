@@ -16,10 +16,8 @@ from dataclasses import dataclass
 
 from fatwood.errors import OptionError
 
-__all__ = ["FRAME_BYTES", "Cluster", "parse_mbit"]
+__all__ = ["Cluster", "parse_mbit"]
 
-FRAME_BYTES = 20
-"""In front of each message on the wire."""
 _PAYLOAD = 0.94
 _UNITS = {"kbit": 1e-3, "mbit": 1.0, "gbit": 1e3}
 

@@ -11,7 +11,7 @@ from typing import final
 
 from fatwood.exchange import Buffer, Exchange
 from fatwood.exchange.contract import describe_tag
-from fatwood.planning.cluster import FRAME_BYTES
+from fatwood.exchange.link import FRAME_BYTES
 
 __all__ = ["MirrorExchange"]
 
