@@ -111,7 +111,7 @@ def run(spark: Any, cell: Cell, workers: int, folder: Path) -> Measured:
         folder: Of files, empty; the workers must reach it.
     """
     task = _task(cell)
-    rows = spark.createDataFrame(table(task, cell, workers)).coalesce(workers)
+    rows = _dealt(spark, table(task, cell, workers), workers)
     model = SparkModel(
         task.network(cell.seed),
         loss=task.loss,
@@ -155,6 +155,17 @@ def run(spark: Any, cell: Cell, workers: int, folder: Path) -> Measured:
             }
         )
     return merged(cell, parts)
+
+
+def _dealt(spark: Any, rows: pa.Table, workers: int) -> Any:
+    """A frame whose partitions are the workers' rows; Spark makes one of every record batch that it cuts."""
+    name = "spark.sql.execution.arrow.maxRecordsPerBatch"
+    usual = spark.conf.get(name)
+    spark.conf.set(name, rows.num_rows // workers)
+    try:
+        return spark.createDataFrame(rows)
+    finally:
+        spark.conf.set(name, usual)
 
 
 def _task(cell: Cell) -> Task:
