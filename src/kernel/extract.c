@@ -127,20 +127,20 @@ int32_t fw_supports(int32_t level) {
     return level == FW_PORTABLE;
 }
 
-void fw_extract(int32_t level, float *residual, const float *delta, int64_t end, float tau, float clip,
-                int64_t *positions, uint8_t *negative, int64_t capacity, struct fw_extraction *extraction) {
+void fw_extract(int32_t level, float *residual, const float *delta, const float *base, int64_t end, float tau,
+                float clip, int64_t *positions, uint8_t *negative, int64_t capacity, struct fw_extraction *extraction) {
 #if FW_X86
     if (level == FW_AVX512) {
-        extract_avx512(residual, delta, end, tau, clip, positions, negative, capacity, extraction);
+        extract_avx512(residual, delta, base, end, tau, clip, positions, negative, capacity, extraction);
         return;
     }
     if (level == FW_AVX2) {
-        extract_avx2(residual, delta, end, tau, clip, positions, negative, capacity, extraction);
+        extract_avx2(residual, delta, base, end, tau, clip, positions, negative, capacity, extraction);
         return;
     }
 #endif
     (void)level;
-    extract_portable(residual, delta, end, tau, clip, positions, negative, capacity, extraction);
+    extract_portable(residual, delta, base, end, tau, clip, positions, negative, capacity, extraction);
 }
 
 void fw_add(int32_t level, float *residual, const float *delta, int64_t n) {
@@ -156,6 +156,20 @@ void fw_add(int32_t level, float *residual, const float *delta, int64_t n) {
 #endif
     (void)level;
     add_portable(residual, delta, n);
+}
+
+#define FW_GATHER_AHEAD 128 /* places between prefetch and use: every one may be in a page of its own */
+
+int64_t fw_gather(const float *vector, int64_t n, const int64_t *places, int64_t count, float *out) {
+    for (int64_t i = 0; i < count; i++) {
+        int64_t ahead = places[least(i + FW_GATHER_AHEAD, count - 1)];
+        __builtin_prefetch((const void *)((uintptr_t)vector + (uintptr_t)ahead * sizeof *vector), 0);
+        if ((uint64_t)places[i] >= (uint64_t)n) {
+            return i;
+        }
+        out[i] = vector[places[i]];
+    }
+    return count;
 }
 
 #define FW_SUM_TILE 4096 /* elements of the target that all messages are added to before the next, at least */

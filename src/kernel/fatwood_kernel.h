@@ -19,7 +19,7 @@
 #endif
 
 /* Raised whenever a prototype or a structure below changes; native.py refuses a library with another number. */
-#define FW_ABI 1
+#define FW_ABI 2
 
 /* The most elements that one step of the extraction looks at, and so the room that an output must have for one more. */
 #define FW_TILE 131072
@@ -44,12 +44,16 @@ struct fw_extraction {
 
 /* Extracts from elements [next, end): see Kernel.extract. Ends early when the output has no room for FW_TILE more, or for
  * all that are left; the caller then calls again, with more room. After a sum that is not finite nothing holds but
- * `bad`, which must be -1 before. */
-FW_EXPORT void fw_extract(int32_t level, float *residual, const float *delta, int64_t end, float tau, float clip,
-                          int64_t *positions, uint8_t *negative, int64_t capacity, struct fw_extraction *extraction);
+ * `bad`, which must be -1 before. What is added is delta, or delta - base where base is not NULL. */
+FW_EXPORT void fw_extract(int32_t level, float *residual, const float *delta, const float *base, int64_t end, float tau,
+                          float clip, int64_t *positions, uint8_t *negative, int64_t capacity,
+                          struct fw_extraction *extraction);
 
 /* residual[0:n] += delta[0:n]: what any encoder must do at least, the floor that benchmarks compare with. */
 FW_EXPORT void fw_add(int32_t level, float *residual, const float *delta, int64_t n);
+
+/* out[i] = vector[places[i]]. Returns how many were copied; below count when a place is not in 0 ... n - 1. */
+FW_EXPORT int64_t fw_gather(const float *vector, int64_t n, const int64_t *places, int64_t count, float *out);
 
 /* One message's part of a sum. */
 struct fw_signed {

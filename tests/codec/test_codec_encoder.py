@@ -23,6 +23,7 @@ from fatwood.codec import (
     encode,
     encode_values,
 )
+from fatwood.codec.vectors import Difference
 from fatwood.errors import NotFiniteError, OptionError, ProtocolError
 from fatwood.testing.strategies import float32_vectors
 
@@ -209,6 +210,28 @@ def test_arrays_and_tensors_give_the_same_bytes_and_residuals(options):
     delta = updates(1, seed=5)[0]
     assert arrays.encode(delta, 8) == tensors.encode(delta, 8) == again.encode(delta, 8)
     assert saved[0]["residual"].tobytes() != tensors.residual.numpy().tobytes()  # it was a copy
+
+
+@pytest.mark.parametrize("device", [None, torch.device("cpu")], ids=["array", "tensor"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"clipping": ResidualClipping()},
+        {"clipping": None, "warmup": DensityWarmup(steps=4, initial=1.0, final=0.1)},
+        {"clipping": None, "debug": True},
+    ],
+    ids=["clipping", "warmup", "debug"],
+)
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_a_difference_gives_the_bytes_of_its_vector(options, device, seed):
+    one, other = (ThresholdEncoder(N, FixedThreshold(tau=0.5), device=device, **options) for _ in "12")
+    for step, (after, before) in enumerate(zip(updates(5, seed), updates(5, seed + 1), strict=True)):
+        kept = after.copy(), before.copy()
+        assert one.encode(Difference(after, before), step) == other.encode(after - before, step)
+        assert one.last == other.last
+        np.testing.assert_array_equal([after, before], kept)
+    np.testing.assert_array_equal(np.asarray(one.residual), np.asarray(other.residual))
 
 
 @pytest.mark.parametrize("options", CONFIGURATIONS)

@@ -125,6 +125,36 @@ class TestExtract:
         check(kernel, residual, delta, tau, clip, plain_loop)
 
     @every_kernel
+    @settings(max_examples=40, deadline=None)
+    @given(data=st.data(), clip=st.none() | st.floats(1.0, 8.0))
+    def test_a_difference_is_what_its_own_vector_is(self, kernel, data, clip):
+        """An update counted from a base, small numbers of all sizes beside large ones."""
+        residual = data.draw(wild)
+        delta, base = (data.draw(float32_vectors(residual.size, largest=LARGEST / 4)) for _ in "db")
+        tau = data.draw(taus)
+        bound = None if clip is None else clip * tau
+        untouched = base.copy()
+        expected = residual.copy()
+        alone = kernel.extract(expected, delta - base, tau, bound)
+        found = kernel.extract(residual, delta, tau, bound, base=base)
+        assert np.array_equal(found.positions, alone.positions)
+        assert np.array_equal(found.negative, alone.negative)
+        assert found.clipped_mass == alone.clipped_mass
+        assert same_bits(residual, expected)
+        assert same_bits(base, untouched)
+
+    @every_kernel
+    @pytest.mark.parametrize("n", EDGES)
+    def test_a_difference_of_every_length(self, kernel, n):
+        residual, delta = (vector[1:] for vector in laplace(n + 1))
+        base = delta[::-1].copy()
+        expected = residual.copy()
+        alone = kernel.extract(expected, delta - base, 4.0, 6.0)
+        found = kernel.extract(residual, delta, 4.0, 6.0, base=base, threads=2)
+        assert np.array_equal(found.positions, alone.positions)
+        assert same_bits(residual, expected)
+
+    @every_kernel
     @pytest.mark.parametrize("n", EDGES)
     def test_every_length(self, kernel, n):
         """From memory that is aligned to single numbers only."""
@@ -189,6 +219,16 @@ class TestExtract:
         assert found.positions.tolist() == at.tolist()
         assert found.negative.tolist() == signs.tolist()
         assert not vector.any()
+
+
+class TestGather:
+    """Places, near each other and far apart."""
+
+    @every_kernel
+    @given(vector=float32_vectors(st.integers(1, 300)), seed=st.integers(0, 99), count=st.integers(0, 400))
+    def test_is_what_numpy_takes(self, kernel, vector, seed, count):
+        places = np.random.default_rng(seed).integers(0, vector.size, count)
+        assert same_bits(kernel.gather(vector, places), vector[places])
 
 
 class TestConservation:
@@ -367,6 +407,18 @@ class TestRefusals:
     def test_extract(self, kernel, residual, delta, tau, clip, names):
         with pytest.raises(ValueError, match=names):
             kernel.extract(residual, delta, tau, clip)
+
+    @every_kernel
+    @pytest.mark.parametrize("base", [FLOATS[:-1], FLOATS.astype(np.float64)])
+    def test_a_base(self, kernel, base):
+        with pytest.raises(ValueError, match="expected"):
+            kernel.extract(FLOATS.copy(), FLOATS, 1.0, base=base)
+
+    @every_kernel
+    @pytest.mark.parametrize("places", [[-1], [0, FLOATS.size], [2**62]])
+    def test_gather(self, kernel, places):
+        with pytest.raises(ValueError, match="places: expected"):
+            kernel.gather(FLOATS, np.array(places))
 
     @every_kernel
     @pytest.mark.parametrize(

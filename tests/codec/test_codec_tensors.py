@@ -71,6 +71,17 @@ class TestExtract:
         assert same_bits(update, delta)
 
     @settings(max_examples=30, deadline=None)
+    @given(data=st.data(), tau=st.floats(2.0**-7, 100, width=32))
+    def test_a_difference_equals_the_numpy_kernels(self, device, data, tau):
+        residual = data.draw(float32_vectors(st.integers(0, 80), largest=LARGEST / 4))
+        delta, base = (data.draw(float32_vectors(residual.size, largest=LARGEST / 4)) for _ in "db")
+        there, update, start = on(device, residual, delta, base)
+        found = tensors.extract(there, update, tau, base=start)
+        expected = KERNEL.extract(residual, delta, tau, base=base)
+        assert found.positions.tolist() == expected.positions.tolist()
+        assert same_bits(there, residual)
+
+    @settings(max_examples=30, deadline=None)
     @given(
         n=st.integers(1, 70),
         places=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=4),

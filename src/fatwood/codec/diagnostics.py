@@ -114,7 +114,7 @@ def multiples(
     """Measures ``|residual + delta| / tau``; neither vector is changed.
 
     Mean and maximum are exact up to rounding. Quantiles interpolate linearly; of more than 262 144 values they
-    are taken from a sample of so many, one of each of as many equal stretches. The places
+    are taken from a sample of so many, runs of eight neighbours from equal stretches. The places
     depend on ``n`` alone, so the same vectors give the same figures. Of a tensor on a GPU only the sample leaves it.
 
     Args:
@@ -137,7 +137,7 @@ def multiples(
         largest = torch.maximum(largest, part.max())
     places = sample_places(n)
     if places is not None:
-        chosen = torch.from_numpy(places).to(r.device)
+        chosen = torch.from_numpy(places.copy()).to(r.device)
         r, d = r[chosen], d[chosen]
     sample = (r + d).abs_().double().cpu().numpy()
     with np.errstate(invalid="ignore"):  # the kernel finds and names what is not finite

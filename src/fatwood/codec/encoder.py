@@ -25,7 +25,7 @@ from fatwood.codec.diagnostics import EncodingRecord, Multiples, multiples
 from fatwood.codec.kernel import Extracted, Signed
 from fatwood.codec.residual import ResidualClipping
 from fatwood.codec.threshold import Sent, Threshold, ThresholdState
-from fatwood.codec.vectors import Vector, add, host, put, zeros
+from fatwood.codec.vectors import Difference, Update, Vector, add, as_tensor, computed, host, put, zeros
 from fatwood.codec.warmup import DensityWarmup, quantile_tau
 from fatwood.errors import OptionError
 
@@ -96,24 +96,24 @@ class ThresholdEncoder:
         self._state = self._first_state()
         self._sent: Sent | None = None
 
-    def encode(self, delta: Vector, step: int) -> bytes:
+    def encode(self, delta: Update, step: int) -> bytes:
         """Adds an update to the residual and returns what is to be sent of it.
 
         Args:
-            delta: (n,) the local update, left alone; brought to the residual's device when that is a tensor.
+            delta: (n,) the local update, left alone, or the two vectors whose difference it is; brought to the residual's device when that is a tensor.
             step: The training step, counted from 0 over the model's life.
 
         Raises:
             NotFiniteError: The update has a NaN or an infinity; the encoder cannot be used afterwards.
             ValueError: The update is not a float32 vector of ``n`` numbers, or on a GPU while the residual is not.
         """
-        delta = self._at_home(delta)
+        delta = self._at_home(computed(delta) if self.debug else delta)
         density = None if self.warmup is None else self.warmup.density(step)
         if density is not None and density >= 1.0:
-            return self._encode_values(delta, step)
+            return self._encode_values(computed(delta), step)
         chosen, state = self._choose_tau(delta, density)
         tau = float(np.float32(chosen))
-        before = multiples(self.residual, delta, tau) if self.debug else None
+        before = multiples(self.residual, computed(delta), tau) if self.debug else None
         found = self._extract(delta, tau, self._bound(tau, step) if density is None else None)
         encoded = message.encode(step, self.n, tau, found.positions, found.negative)
         self._state = state
@@ -157,7 +157,7 @@ class ThresholdEncoder:
         """None where the first update is to be measured."""
         return self.threshold.init() if self.threshold.start_density is None else None
 
-    def _choose_tau(self, delta: Vector, density: float | None) -> tuple[float, ThresholdState | None]:
+    def _choose_tau(self, delta: Update, density: float | None) -> tuple[float, ThresholdState | None]:
         """Tau of this step, and the rule's state after it; a density is one of the warm-up."""
         if density is not None:
             tau = quantile_tau(self.residual, delta, density)
@@ -177,13 +177,21 @@ class ThresholdEncoder:
         bound = self.clipping.max_multiple * tau
         return bound if bound <= _LARGEST else None
 
-    def _extract(self, delta: Vector, tau: float, clip: float | None) -> Extracted:
-        if isinstance(self.residual, np.ndarray) and isinstance(delta, np.ndarray):
+    def _extract(self, update: Update, tau: float, clip: float | None) -> Extracted:
+        delta, base = update if isinstance(update, Difference) else (update, None)
+        if isinstance(self.residual, np.ndarray):
             expected = 0 if self.last is None else self.last.count + self.last.count // 4 + 64
             return kernel.active().extract(
-                self.residual, delta, tau, clip, threads=self.threads, expected=min(expected, self.n)
+                self.residual,
+                host(delta),
+                tau,
+                clip,
+                base=None if base is None else host(base),
+                threads=self.threads,
+                expected=min(expected, self.n),
             )
-        return tensors.extract(torch.as_tensor(self.residual), torch.as_tensor(delta), tau, clip)
+        other = None if base is None else as_tensor(base)
+        return tensors.extract(self.residual, as_tensor(delta), tau, clip, base=other)
 
     def _encode_values(self, delta: Vector, step: int) -> bytes:
         """A dense step: every value is sent, only the rounding is kept."""
@@ -213,8 +221,13 @@ class ThresholdEncoder:
             )
         return Encoded(tau, count, size, found.clipped_mass, record)
 
-    def _at_home(self, delta: Vector) -> Vector:
+    def _at_home(self, update: Update) -> Update:
         """The update as what the residual is, and where it is."""
+        if isinstance(update, Difference):
+            return Difference(self._vector_at_home(update.after), self._vector_at_home(update.before))
+        return self._vector_at_home(update)
+
+    def _vector_at_home(self, delta: Vector) -> Vector:
         if isinstance(self.residual, torch.Tensor):
             if isinstance(delta, np.ndarray):
                 delta = torch.from_numpy(delta if delta.flags.writeable else delta.copy())

@@ -72,6 +72,7 @@ class Kernel(ABC):
         tau: float,
         clip: float | None = None,
         *,
+        base: Floats | None = None,
         threads: int = 1,
         expected: int = 0,
     ) -> Extracted:
@@ -79,7 +80,7 @@ class Kernel(ABC):
 
         With ``r`` the residual, ``d`` the update and all arithmetic in float32::
 
-            r <- r + d
+            r <- r + d                        with a base b: r <- r + (d - b)
             for each |r[i]| >= tau:  emit (i, sign r[i]);  r[i] <- r[i] - tau * sign r[i]
             with a clip c >= tau:    r[i] <- min(max(r[i], -c), c)
 
@@ -91,6 +92,7 @@ class Kernel(ABC):
             delta: (n,) left alone.
             tau: The threshold; it is rounded to float32 first, as it will be in the message.
             clip: Bound on the residual after the subtraction, at least ``tau``, or None for no clipping.
+            base: (n,) what the update is counted from, left alone, or None: ``delta`` is the update.
             threads: How many threads may work; the result is the same for any number but for the last bits of
                 the clipped mass.
             expected: A guess of ``count``, to take memory once.
@@ -102,9 +104,23 @@ class Kernel(ABC):
             NotFiniteError: A sum is NaN or infinite. The residual is then partly updated and must not be used again.
             ValueError: Shapes, dtypes, tau or clip cannot work.
         """
-        _check_vectors(residual, delta)
+        update = (delta,) if base is None else (delta, base)
+        _check_vectors(residual, *update)
         quantum, bound = checked_threshold(tau, clip)
-        return self._extract(residual, delta, quantum, bound, max(1, threads), max(0, expected))
+        return self._extract(residual, update, quantum, bound, max(1, threads), max(0, expected))
+
+    def gather(self, vector: Floats, places: Positions) -> Floats:
+        """``vector[places]``, fast where the places are far apart and in no cache.
+
+        Args:
+            vector: (n,)
+            places: (count,) in ``range(n)``.
+
+        Raises:
+            ValueError: A place is not in the vector, or that is not a contiguous float32 vector.
+        """
+        _check_vectors(vector)
+        return self._gather(vector, places)
 
     def add_signed(self, target: Floats, updates: Sequence[Signed], *, threads: int = 1) -> None:
         """Adds several messages to a vector, in float32 and in the order given: any number of threads, equal bits.
@@ -123,9 +139,16 @@ class Kernel(ABC):
 
     @abstractmethod
     def _extract(
-        self, residual: Floats, delta: Floats, tau: float, clip: float, threads: int, expected: int
+        self, residual: Floats, update: Sequence[Floats], tau: float, clip: float, threads: int, expected: int
     ) -> Extracted:
-        """See `extract`; tau and clip are float32 numbers, clip is infinite when there is no clipping."""
+        """See `extract`; tau and clip are float32 numbers, clip is infinite when there is no clipping.
+
+        ``update`` is a vector, or one and its base.
+        """
+
+    @abstractmethod
+    def _gather(self, vector: Floats, places: Positions) -> Floats:
+        """See `gather`."""
 
     @abstractmethod
     def _add_signed(self, target: Floats, updates: Sequence[Signed], threads: int) -> None:

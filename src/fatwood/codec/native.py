@@ -23,7 +23,7 @@ from fatwood.errors import NotFiniteError
 
 __all__ = ["NativeKernel", "native_kernels"]
 
-_ABI = 1  # FW_ABI of src/kernel/fatwood_kernel.h
+_ABI = 2  # FW_ABI of src/kernel/fatwood_kernel.h
 _LEVELS = (("avx512", 2), ("avx2", 1), ("portable", 0))  # fastest first
 _LIBRARY = "_fatwood_kernel.dylib" if sys.platform == "darwin" else "_fatwood_kernel.so"
 # Parameters: below, starting a thread and sharing the memory's bandwidth was measured to lose.
@@ -56,8 +56,9 @@ _P, _I, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 _PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "fw_tile": (_N, ()),
     "fw_supports": (_N, (_N,)),
-    "fw_extract": (None, (_N, _P, _P, _I, _F, _F, _P, _P, _I, ctypes.POINTER(_Extraction))),
+    "fw_extract": (None, (_N, _P, _P, _P, _I, _F, _F, _P, _P, _I, ctypes.POINTER(_Extraction))),
     "fw_add": (None, (_N, _P, _P, _I)),
+    "fw_gather": (_I, (_P, _I, _P, _I, _P)),
     "fw_add_signed": (None, (_P, _I, _I, ctypes.POINTER(_Signed), _I)),
     "fw_rice_plan": (None, (_P, _P, _I, _P, _P)),
     "fw_rice_pack": (_I, (_P, _P, _I, _P, _I, _I, _I, _P, _I)),
@@ -106,18 +107,17 @@ class NativeKernel(Kernel):
         self._library.fw_add(self._level, _target(vector), delta.ctypes.data, vector.size)
 
     def _extract(
-        self, residual: Floats, delta: Floats, tau: float, clip: float, threads: int, expected: int
+        self, residual: Floats, update: Sequence[Floats], tau: float, clip: float, threads: int, expected: int
     ) -> Extracted:
         _target(residual)
         if residual.size == 0:
             return Extracted(np.empty(0, np.int64), np.empty(0, np.bool_), 0.0)
-        if np.may_share_memory(residual, delta):
-            delta = delta.copy()
-        delta = _source(delta, np.float32)
+        apart = [one.copy() if np.may_share_memory(residual, one) else one for one in update]
+        sources = [_source(one, np.float32) for one in apart]
 
         def work(first: int, last: int) -> tuple[list[Positions], list[Signs], float, int]:
             share = expected * (last - first) // residual.size
-            return self._extract_range(residual, delta, tau, clip, first, last, share)
+            return self._extract_range(residual, sources, tau, clip, first, last, share)
 
         parts = _by_ranges(work, residual.size, threads)
         for *_, bad in parts:
@@ -128,7 +128,14 @@ class NativeKernel(Kernel):
         return Extracted(_joined(positions), _joined(negative), sum(clipped for _, _, clipped, _ in parts))
 
     def _extract_range(
-        self, residual: Floats, delta: Floats, tau: float, clip: float, first: int, last: int, expected: int
+        self,
+        residual: Floats,
+        update: Sequence[Floats],
+        tau: float,
+        clip: float,
+        first: int,
+        last: int,
+        expected: int,
     ) -> tuple[list[Positions], list[Signs], float, int]:
         """Works on the elements first ... last - 1; memory follows the guess, then the density found so far.
 
@@ -145,7 +152,8 @@ class NativeKernel(Kernel):
             self._library.fw_extract(
                 self._level,
                 residual.ctypes.data,
-                delta.ctypes.data,
+                update[0].ctypes.data,
+                update[1].ctypes.data if len(update) > 1 else None,
                 last,
                 tau,
                 clip,
@@ -161,6 +169,16 @@ class NativeKernel(Kernel):
             found += state.count
             guess = found * (last - state.next) // max(1, state.next - first) * 5 // 4
         return positions, negative, float(state.clipped), int(state.bad)
+
+    def _gather(self, vector: Floats, places: Positions) -> Floats:
+        places, out = _source(places, np.int64), np.empty(places.size, np.float32)
+        copied = self._library.fw_gather(
+            vector.ctypes.data, vector.size, places.ctypes.data, places.size, out.ctypes.data
+        )
+        if copied < places.size:
+            msg = f"places: expected numbers in range({vector.size}), received {places[copied]}"
+            raise ValueError(msg)
+        return out
 
     def _add_signed(self, target: Floats, updates: Sequence[Signed], threads: int) -> None:
         address = _target(target)

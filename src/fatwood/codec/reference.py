@@ -43,15 +43,15 @@ class NumpyKernel(Kernel):
     ternary_limit = 1 << 20  # at about 50 ns for each parameter
 
     def _extract(
-        self, residual: Floats, delta: Floats, tau: float, clip: float, threads: int, expected: int
+        self, residual: Floats, update: Sequence[Floats], tau: float, clip: float, threads: int, expected: int
     ) -> Extracted:
         parts = max(1, min(threads, residual.size // _GROUP))
         if parts == 1:
-            return _extract_range(residual, delta, tau, clip, 0, residual.size, expected)
+            return _extract_range(residual, update, tau, clip, 0, residual.size, expected)
         bounds = [residual.size * part // parts for part in range(parts + 1)]
         with ThreadPoolExecutor(parts) as pool:
             futures = [
-                pool.submit(_extract_range, residual, delta, tau, clip, start, stop, expected // parts)
+                pool.submit(_extract_range, residual, update, tau, clip, start, stop, expected // parts)
                 for start, stop in pairwise(bounds)
             ]
         found = [future.result() for future in futures]  # the first error is that of the first range
@@ -60,6 +60,14 @@ class NumpyKernel(Kernel):
             np.concatenate([part.negative for part in found]),
             sum(part.clipped_mass for part in found),
         )
+
+    def _gather(self, vector: Floats, places: Positions) -> Floats:
+        if places.size and not 0 <= places.min() <= places.max() < vector.size:
+            msg = (
+                f"places: expected numbers in range({vector.size}), received {places.min()} to {places.max()}"
+            )
+            raise ValueError(msg)
+        return vector[places]
 
     def _add_signed(self, target: Floats, updates: Sequence[Signed], threads: int) -> None:
         # One message after the other: sweeping the target once, piece by piece, was measured to be no faster.
@@ -97,7 +105,13 @@ class NumpyKernel(Kernel):
 
 
 def _extract_range(
-    residual: Floats, delta: Floats, tau: float, clip: float, start: int, stop: int, expected: int
+    residual: Floats,
+    update: Sequence[Floats],
+    tau: float,
+    clip: float,
+    start: int,
+    stop: int,
+    expected: int,
 ) -> Extracted:
     """`Kernel.extract` on parameters ``start`` to ``stop``; positions count from the whole vector's first."""
     quantum, bound = np.float32(tau), np.float32(clip)
@@ -107,7 +121,7 @@ def _extract_range(
     count, clipped_mass = 0, 0.0
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found below, and named
         for first in range(start, stop, _GROUP):
-            reached = search.add_and_find(residual, delta, first, min(first + _GROUP, stop))
+            reached = search.add_and_find(residual, update, first, min(first + _GROUP, stop))
             values = residual.take(reached)
             if not math.isfinite(np.add.reduce(values)):
                 _refuse_not_finite(values, reached, residual.size)
@@ -156,12 +170,15 @@ class _Search:
         self._touched = np.ones(words + self._padding, np.bool_)
         self._touched_before = 0
 
-    def add_and_find(self, residual: Floats, delta: Floats, start: int, stop: int) -> Positions:
+    def add_and_find(self, residual: Floats, update: Sequence[Floats], start: int, stop: int) -> Positions:
         """Adds on ``start`` to ``stop`` and returns the positions there that tau does not exceed; NaN is among them."""
         for first in range(start, stop, _CHUNK):
             last = min(first + _CHUNK, stop)
             chunk = residual[first:last]
-            np.add(chunk, delta[first:last], out=chunk)
+            added = update[0][first:last]
+            if len(update) > 1:
+                added = np.subtract(added, update[1][first:last], out=self._magnitude[: last - first])
+            np.add(chunk, added, out=chunk)
             magnitude = np.abs(chunk, out=self._magnitude[: last - first])
             # "Not below" and not "at least", so that a NaN is reached.
             np.less(magnitude, self._tau, out=self._below[first - start : last - start])

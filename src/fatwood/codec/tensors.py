@@ -5,7 +5,7 @@ is one int64 per position, in one transfer at the end. Everything is float32 ari
 (no fused multiply-add), and int64 indices, so the result equals the kernel's bit for bit; nothing depends on the order
 in which a device's threads run.
 
-Temporary memory on the device: at most 5 bytes per parameter of a chunk of 32 Mi parameters (160 MiB), and about 60
+Temporary memory on the device: at most 5 bytes per parameter of a chunk of 32 Mi parameters (160 MiB; with a base 128 MiB more), and about 60
 bytes per position.
 
 Shapes: ``n`` parameters, ``count`` positions.
@@ -33,7 +33,9 @@ _NEGATIVE, _INFINITE, _NAN = 1, 2, 4
 _BITS = 3
 
 
-def extract(residual: Tensor, delta: Tensor, tau: float, clip: float | None = None) -> Extracted:
+def extract(
+    residual: Tensor, delta: Tensor, tau: float, clip: float | None = None, *, base: Tensor | None = None
+) -> Extracted:
     """`fatwood.codec.kernel.Kernel.extract` on a device.
 
     The host waits for the device once per chunk of 32 Mi parameters (how many positions are there?) and once for the
@@ -44,6 +46,7 @@ def extract(residual: Tensor, delta: Tensor, tau: float, clip: float | None = No
         delta: (n,) float32 on the same device, left alone.
         tau: The threshold; it is rounded to float32 first.
         clip: Bound on the residual after the subtraction, at least ``tau``, or None for no clipping.
+        base: (n,) what the update is counted from, left alone, or None.
 
     Returns:
         Positions, signs and clipped mass, on the host.
@@ -52,14 +55,15 @@ def extract(residual: Tensor, delta: Tensor, tau: float, clip: float | None = No
         NotFiniteError: A sum is NaN or infinite. The residual is then updated all the same and must not be used again.
         ValueError: Shapes, dtypes, devices, tau or clip cannot work.
     """
-    _check_vectors(residual, delta)
+    _check_vectors(residual, delta, *(() if base is None else (base,)))
     quantum, bound = checked_threshold(tau, clip)
     chunks: list[Tensor] = []
     clipped_mass = torch.zeros(1, dtype=torch.float64, device=residual.device)
     with torch.no_grad():
         for start in range(0, residual.numel(), _CHUNK):
             sums = residual[start : start + _CHUNK]
-            sums.add_(delta[start : start + _CHUNK])
+            added = delta[start : start + _CHUNK]
+            sums.add_(added if base is None else added - base[start : start + _CHUNK])
             # "Not below" and not "at least", so that a NaN is reached.
             reached = sums.abs().lt(quantum).logical_not_().nonzero().squeeze(1)
             values = sums[reached]

@@ -9,16 +9,49 @@ Shapes: ``n`` numbers.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["Vector", "add", "as_tensor", "copy", "host", "put", "subtract", "zeros"]
+__all__ = [
+    "Difference",
+    "Update",
+    "Vector",
+    "add",
+    "as_tensor",
+    "computed",
+    "copy",
+    "host",
+    "put",
+    "subtract",
+    "zeros",
+]
 
 Vector: TypeAlias = "NDArray[np.float32] | torch.Tensor"
 """``(n,)`` float32"""
+
+
+class Difference(NamedTuple):
+    """``after - before``, both ``(n,)``, computed in the pass that uses it; neither may change until then."""
+
+    after: Vector
+    before: Vector
+
+
+Update: TypeAlias = "Vector | Difference"
+
+
+def computed(update: Update) -> Vector:
+    """An update as a vector; a difference in memory of its own."""
+    if not isinstance(update, Difference):
+        return update
+    out = zeros(
+        update.after.shape[0], update.after.device if isinstance(update.after, torch.Tensor) else None
+    )
+    subtract(update.after, update.before, out)
+    return out
 
 
 def zeros(n: int, device: torch.device | None) -> Vector:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from fatwood.codec.vectors import Vector
+from fatwood.codec.vectors import Update
 from fatwood.data import Batch, Lookahead, PartitionData
 from fatwood.train.callback import WorkerCallbacks
 from fatwood.train.clock import PhaseClock
@@ -25,7 +25,7 @@ class Computed(NamedTuple):
 
     header: Header
     """Without position, digest and requests, which are known when it is sent."""
-    vector: Vector
+    vector: Update
     learning_rate: float
     """Of the first optimizer step."""
 

@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 
 from fatwood.codec import FlatBuffers, require_finite
-from fatwood.codec.vectors import Vector
+from fatwood.codec.vectors import Update, Vector, computed
 from fatwood.errors import NotFiniteError
 from fatwood.train.header import Header
 from fatwood.train.kept import Best
@@ -45,12 +45,12 @@ class Judge:
         limit = None if self._rule is None else self._rule.max_seconds
         return limit is not None and time.monotonic() - self._start >= limit
 
-    def refuses(self, header: Header, vector: Vector) -> bool:
+    def refuses(self, header: Header, vector: Update) -> bool:
         """Whether the loss or the update is not finite, and that is a reason to stop instead of an error."""
         if self._rule is None or not self._rule.stop_on_nan or not header.share:
             return False
         try:  # before an encoder sees it: it cannot be used after such an update
-            require_finite(vector)
+            require_finite(computed(vector))
         except NotFiniteError:
             return True
         return not math.isfinite(header.loss_sum)

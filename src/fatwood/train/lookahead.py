@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fatwood.codec.vectors import Vector, as_tensor, host, put, subtract, zeros
+from fatwood.codec.vectors import Vector, as_tensor, host, put, zeros
 from fatwood.errors import OptionError
 from fatwood.train.checks import require_number
 
@@ -63,7 +63,8 @@ class Velocity:
 
     def __init__(self, rule: LookAhead, size: int, device: torch.device | None = None) -> None:
         self._rule = rule
-        self._point = zeros(size, device)
+        self.point: Vector = zeros(size, device)
+        """``(n,)``, where :meth:`go_ahead` went."""
         self.array: Vector = zeros(size, device)
         """``(n,)``, the velocity; the same on all workers."""
 
@@ -79,14 +80,10 @@ class Velocity:
             residual: ``(n,)``, the worker's own.
             parameters: ``(n,)``, the network's own memory.
         """
-        point = as_tensor(self._point)
+        point = as_tensor(self.point)
         torch.add(as_tensor(agreed), as_tensor(residual), alpha=self._rule.residual, out=point)
         point.add_(as_tensor(self.array), alpha=self._rule.velocity)
-        put(parameters, self._point)
-
-    def update(self, parameters: Vector, out: Vector) -> None:
-        """What local steps have changed since :meth:`go_ahead`."""
-        subtract(parameters, self._point, out)
+        put(parameters, self.point)
 
     def state(self) -> dict[str, Any]:
         """The velocity."""

@@ -9,7 +9,8 @@ In vectors as long as the parameters, W workers::
                 network, gradients                                 2
                 what the optimizer keeps                           s, by its class; 0 for one that is not known
                 agreed parameters, where updates are shared        1
-                the vector that is shared                          v x (1 + staleness); v = 1, and s where optimizers are averaged
+                the vector that is shared                          v x (1 + staleness); v = 1, and s where optimizers are averaged;
+                                                                   0 where a sparse message is made of it at once
                 residual of a sparse message                       v
                 outer velocity; looking ahead                      1; 2
     beside it   a dense mean while it is made: sent, received      v x (2 + 2 (W - 1) / W)
@@ -45,9 +46,11 @@ def least_worker_bytes(job: TrainingJob, workers: int) -> int:
     strategy = job.strategy
     updates = strategy.shares == "updates"
     shared = 1 + (kept if strategy.average_optimizer and updates else 0)
-    residual = shared * (strategy.reducer(1).residual is not None)
+    reducer = strategy.reducer(1)
+    residual = shared * (reducer.residual is not None)
+    at_once = reducer.reads_once and updates and shared == 1 and not strategy.staleness
     velocity = int(updates and strategy.outer(1) is not None)
-    held = 3 + kept + updates + shared * (1 + strategy.staleness) + residual + velocity
+    held = 3 + kept + updates + residual + velocity + (0 if at_once else shared * (1 + strategy.staleness))
     held += 2 * (strategy.ahead is not None)
     mean = 0.0 if residual else shared * (2 + 2 * (workers - 1) / workers)
     packed = 3 * max(1, kept + residual + velocity)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fatwood.codec import EncodingRecord, ThresholdEncoder, apply_messages, require_finite
-from fatwood.codec.vectors import Vector, add, host
+from fatwood.codec.vectors import Update, Vector, add, computed, host
 from fatwood.exchange import Buffer, Exchange, Outcome
 from fatwood.train.header import HEADER_BYTES, Header, join, split
 
@@ -49,14 +49,17 @@ def headers_of(outcome: Outcome) -> list[Header]:
 class Reducer(ABC):
     """One worker's half of a reduction; holds what must survive between steps (a residual)."""
 
+    reads_once = False
+    """Whether :meth:`prepare` is the last to read the vector, in one pass, so that a difference need not be computed."""
+
     @abstractmethod
-    def prepare(self, step: int, header: Header, vector: Vector) -> None:
+    def prepare(self, step: int, header: Header, vector: Update) -> None:
         """Make the message of a step.
 
         Args:
             step: Counted from 0 over the model's life.
             header: A worker whose ``share`` is 0 has weight 0: what it holds back stays in its residual.
-            vector: ``(n,)``, not changed before the step's :meth:`add_reduced`.
+            vector: ``(n,)``, not changed before the step's :meth:`add_reduced`, with ``reads_once`` before this returns.
 
         Raises:
             NotFiniteError: The vector has a NaN or an infinity; nothing of it was sent.
@@ -119,9 +122,10 @@ class DenseReducer(Reducer):
         self._message = b""
         self._share = 0.0
 
-    def prepare(self, step: int, header: Header, vector: Vector) -> None:
+    def prepare(self, step: int, header: Header, vector: Update) -> None:
         """See :meth:`Reducer.prepare`."""
         del step
+        vector = computed(vector)
         if header.share:
             require_finite(vector)
         self._vector, self._message, self._share = host(vector), join(header, b""), header.share
@@ -168,13 +172,15 @@ class ThresholdReducer(Reducer):
     The outcome's parts are every worker's header and message.
     """
 
+    reads_once = True
+
     def __init__(self, encoder: ThresholdEncoder, reduction: Reduction = "mean") -> None:
         self._encoder = encoder
         self._reduction = reduction
         self._message = b""
         self._records: list[EncodingRecord] = []
 
-    def prepare(self, step: int, header: Header, vector: Vector) -> None:
+    def prepare(self, step: int, header: Header, vector: Update) -> None:
         """See :meth:`Reducer.prepare`."""
         self._message = join(header, self._encode(vector, step) if header.share else b"")
 
@@ -227,7 +233,7 @@ class ThresholdReducer(Reducer):
         """Take up the threshold; the residual is zero."""
         self._encoder.load_state({"residual": np.zeros(self._encoder.n, np.float32)}, state["json"])
 
-    def _encode(self, vector: Vector, step: int) -> bytes:
+    def _encode(self, vector: Update, step: int) -> bytes:
         payload = self._encoder.encode(vector, step)
         if self._encoder.last is not None and self._encoder.last.debug is not None:
             self._records.append(self._encoder.last.debug)

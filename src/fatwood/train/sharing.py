@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fatwood.codec import EncodingRecord
-from fatwood.codec.vectors import Vector, copy, host, put, subtract, zeros
+from fatwood.codec.vectors import Difference, Update, Vector, copy, host, put, subtract, zeros
 from fatwood.errors import NotFiniteError
 from fatwood.exchange import Buffer, Exchange, Outcome
 from fatwood.train.header import Header
@@ -49,8 +49,10 @@ class Sharing:
         self._reducer = strategy.reducer(self.size, flat.device)
         self._velocity = None if strategy.ahead is None else Velocity(strategy.ahead, flat.size, flat.device)
         self._outer = strategy.outer(flat.size, flat.device) if self.steps_alone else None
-        # two: with staleness one is on its way while the other is filled
-        self._vectors = [zeros(self.size, flat.device) for _ in range(1 + strategy.staleness)]
+        # with staleness one is on its way while the other is filled
+        read_once = self._reducer.reads_once and self.steps_alone and self._moments is None
+        kept = 0 if read_once and not strategy.staleness else 1 + strategy.staleness
+        self._vectors = [zeros(self.size, flat.device) for _ in range(kept)]
 
     @property
     def sparsity(self) -> Sparsity | None:
@@ -62,22 +64,24 @@ class Sharing:
         if self._velocity is not None:
             self._velocity.go_ahead(self.agreed, self._residual, self._local.flat.values)
 
-    def vector(self) -> Vector:
-        """What this worker has to share since :meth:`begin`, ``(size,)``; valid until the next but ``staleness`` call."""
+    def vector(self) -> Update:
+        """What this worker has to share since :meth:`begin`, ``(size,)``; valid until the next but ``staleness`` call.
+
+        Where nothing keeps it, it is a difference, valid until the parameters change.
+        """
+        if not self._vectors:
+            return Difference(self._local.flat.values, self._start)
         self._vectors.append(self._vectors.pop(0))
         vector, flat = self._vectors[0], self._local.flat
         if self.steps_alone:
-            if self._velocity is None:
-                subtract(flat.values, self.agreed, vector[: flat.size])
-            else:
-                self._velocity.update(flat.values, vector[: flat.size])
+            subtract(flat.values, self._start, vector[: flat.size])
             if self._moments is not None:
                 self._moments.read(vector[flat.size :])
         else:
             put(vector, flat.gradient())
         return vector
 
-    def prepare(self, number: int, header: Header, vector: Vector) -> int:
+    def prepare(self, number: int, header: Header, vector: Update) -> int:
         """Make the message of an agreement.
 
         Returns:
@@ -150,6 +154,11 @@ class Sharing:
         self.return_to_agreed()
         self._reducer.load_common_state(snapshot["reducer"])
         self._load_common_state(snapshot)
+
+    @property
+    def _start(self) -> Vector:
+        """Where the local steps began, ``(n,)``."""
+        return self.agreed if self._velocity is None else self._velocity.point
 
     @property
     def _residual(self) -> Vector:
