@@ -36,7 +36,7 @@ from fatwood.program import Program
 
 __all__ = ["FORMAT_VERSION", "SavedModel", "SavedRun", "read_model", "write_model"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """The version written, and the newest that can be read."""
 
 _KIND = Kind(

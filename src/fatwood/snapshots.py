@@ -39,7 +39,7 @@ __all__ = [
 
 _KIND = Kind(
     format="fatwood-checkpoint",
-    version=2,
+    version=3,
     content="checkpoint",
     remedy="copy it again, or resume from an older one",
 )

@@ -67,7 +67,7 @@ def test_a_checkpoint(version, tmp_path) -> None:
     assert contents == {"shared": bytes(range(256)), "worker-0": b"state", "worker-1": b""}
 
 
-@pytest.mark.parametrize("format_version", [2])
+@pytest.mark.parametrize("format_version", [2, 3])
 def test_a_network_without_its_class(format_version) -> None:
     model = SparkModel.load(GOLDEN / f"exported-{format_version}.fatwood")
     with torch.no_grad():

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.checkpoint.forging import believable, digest, framed, manifest_of, members_of, retold, rezip
+from tests.checkpoint.forging import believable, framed, manifest_of, members_of, retold, rezip
 from torch import nn
 
 from fatwood.archive.frame import Entry, descriptor, directory, local_header
@@ -125,7 +125,7 @@ def _blueprint(node: Any) -> bytes:
     members = {name: members_of(CONTENT)[name] for name in ("weights.safetensors",)}
     manifest = manifest_of(CONTENT) | {
         "blueprint": node,
-        "sha256_of_pieces": {name: digest(value) for name, value in members.items()},
+        "parts": sorted(members),
     }
     return framed({**members, "manifest.json": json.dumps(manifest).encode()})
 

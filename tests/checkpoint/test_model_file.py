@@ -215,16 +215,17 @@ def test_any_truncation_is_an_error_that_names_the_entry(size) -> None:
         _read(CONTENT[:size])
 
 
-def test_altered_weights_with_a_right_crc() -> None:
-    weights = bytearray(members_of(CONTENT)["weights.safetensors"])
+def test_altered_weights_of_version_2_with_a_right_crc() -> None:
+    content = (Path(__file__).parent / "golden" / "model-2.fatwood").read_bytes()
+    weights = bytearray(members_of(content)["weights.safetensors"])
     weights[-1] ^= 1
     with pytest.raises(StorageError, match=r"expected sha256 .*, received"):
-        _read(rezip(CONTENT, weights__safetensors=bytes(weights)))
+        _read(rezip(content, weights__safetensors=bytes(weights)))
 
 
 def test_newer_version_names_both() -> None:
-    with pytest.raises(StorageError, match=r"version 2 or older, received version 3.*\nhint: install"):
-        _read(retold(CONTENT, format_version=3, tensors="in some other way"))
+    with pytest.raises(StorageError, match=r"version 3 or older, received version 4.*\nhint: install"):
+        _read(retold(CONTENT, format_version=4, tensors="in some other way"))
 
 
 @pytest.mark.parametrize(
@@ -237,8 +238,13 @@ def test_newer_version_names_both() -> None:
         {"format_version": True},
         {"blueprint": 5},
         {"extra": None},
-        {"sha256_of_pieces": {}},
-        {"sha256_of_pieces": None},
+        {"format_version": 2},
+        {"format_version": 2, "sha256_of_pieces": {"weights.safetensors": 5}},
+        {"parts": []},
+        {"parts": {}},
+        {"parts": None},
+        {"parts": [["weights.safetensors"]]},
+        {"parts": ["weights.safetensors"] * 2},
         {"run": 5},
         {"schema": []},
         {"tensors": None},

@@ -138,7 +138,7 @@ def test_large_parts_pass_through_a_small_memory(tmp_path) -> None:
 def test_part_names_that_are_no_plain_file_names(name, tmp_path) -> None:
     with pytest.raises(OptionError, match="expected plain file names of parts"):
         _bytes(parts={name: b""})
-    hostile = retold(CONTENT, sha256_of_pieces={name: hashlib.sha256(b"").hexdigest()})
+    hostile = retold(CONTENT, parts=[name])
     with pytest.raises(StorageError, match="hint:"):
         _read(hostile, tmp_path / "parts")
     assert not (tmp_path / "parts").exists()
@@ -175,15 +175,16 @@ def test_any_flipped_byte_is_an_error_that_names_the_entry(tmp_path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
-def test_an_altered_part_with_a_right_crc(tmp_path) -> None:
-    with pytest.raises(StorageError, match=r"worker-0.json: expected sha256 .*, received"):
-        _read(rezip(CONTENT, **{"worker-0.json": b"[]"}), tmp_path)
+def test_an_altered_part_of_version_2_with_a_right_crc(tmp_path) -> None:
+    content = (Path(__file__).parent / "golden" / "checkpoint-2.fwc").read_bytes()
+    with pytest.raises(StorageError, match=r"worker-0: expected sha256 .*, received"):
+        _read(rezip(content, **{"worker-0": b"[]"}), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_newer_version_names_both(tmp_path) -> None:
-    content = retold(rezip(CONTENT, more=b""), format_version=3, run="in some other way")
-    with pytest.raises(StorageError, match=r"version 2 or older, received version 3.*\nhint: install"):
+    content = retold(rezip(CONTENT, more=b""), format_version=4, run="in some other way")
+    with pytest.raises(StorageError, match=r"version 3 or older, received version 4.*\nhint: install"):
         _read(content, tmp_path)
 
 
@@ -197,9 +198,10 @@ def test_newer_version_names_both(tmp_path) -> None:
         {"format_version": True},
         {"run": None},
         {"run": []},
-        {"sha256_of_pieces": None},
-        {"sha256_of_pieces": {}},
-        {"sha256_of_pieces": {"empty": 5, "parameters.safetensors": "", "worker-0.json": ""}},
+        {"format_version": 2},
+        {"parts": None},
+        {"parts": []},
+        {"parts": ["empty", "parameters.safetensors", 5]},
     ],
 )
 def test_manifest_that_makes_no_sense(changes, tmp_path) -> None:

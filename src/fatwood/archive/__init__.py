@@ -1,4 +1,4 @@
-"""The container of Fatwood's files: a zip archive that says what it is, with a checksum for every part. Never pickle.
+"""The container of Fatwood's files: a zip archive that says what it is, with zip's CRC-32 of every part. Never pickle.
 
 It is stored without compression, with fixed dates and sorted names, so that equal contents give equal bytes, and written
 from the first byte to the last, to any stream::
@@ -6,13 +6,15 @@ from the first byte to the last, to any stream::
     part                   any bytes, in the order of the names, each at a multiple of 64 bytes
     manifest.json          UTF-8 JSON, keys sorted:
         format             what kind of file this is, such as "fatwood-model"
-        format_version     2 and up
+        format_version     3 and up
         versions           {"fatwood": ..., "python": ..., "torch": ...}   of the writer
-        sha256_of_pieces   {part: hex digest} as in fatwood.archive.hashing; zip's own CRC-32 covers the manifest
+        parts              their names
         ...                what the kind of file adds
 
-In version 1 the manifest came first and had plain SHA-256 digests as ``sha256``; it is read for ever. No size in the file is
-believed before it is checked against the bytes that are there.
+Older versions are read for ever: in version 2 the manifest had ``sha256_of_pieces``, ``{part: hex digest}``, as in
+`fatwood.archive.hashing`, instead of ``parts``; in version 1 it came first and had plain SHA-256 digests as ``sha256``. The
+checksum is against accidents; a digest in the same file was no more than that and took longer than writing the bytes. No size
+in the file is believed before it is checked against the bytes that are there.
 """
 
 from fatwood.archive.kind import Kind

@@ -1,8 +1,8 @@
-"""The checksum of a part: SHA-256 over the SHA-256 digests of its pieces of 1 MiB, so that several cores share the work.
+"""The checksums of parts, made of pieces of 1 MiB, so that several cores share the work.
 
-    digest(part) = SHA-256( SHA-256(piece 0) || SHA-256(piece 1) || ... )
-
-The last piece may be shorter; an empty part has none. Version 1 of the archives has the plain SHA-256 of all bytes instead.
+A part's checksum is its CRC-32, that of zip; the CRC-32 of the whole follows from those of its pieces. Version 2 of the archives
+has ``SHA-256( SHA-256(piece 0) || SHA-256(piece 1) || ... )``, where the last piece may be shorter and an empty part has none;
+version 1 has the plain SHA-256 of all bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TypeAlias, TypeVar
 
 from fatwood.archive.kind import PIECE_BYTES
 
-__all__ = ["Piece", "digest_of", "plain_digest_of", "slices", "sums_of"]
+__all__ = ["Piece", "crc_of", "digest_of", "plain_digest_of", "slices"]
 
 Piece: TypeAlias = bytes | memoryview
 
@@ -35,7 +35,7 @@ def slices(content: bytes | memoryview) -> Iterator[memoryview]:
 
 
 def digest_of(pieces: Iterable[Piece], use: Callable[[Piece], object] | None = None) -> str:
-    """The checksum of a part.
+    """The checksum of a part in version 2.
 
     Args:
         pieces: All of `PIECE_BYTES` but the last. None may change until this returns.
@@ -50,23 +50,22 @@ def digest_of(pieces: Iterable[Piece], use: Callable[[Piece], object] | None = N
     return total.hexdigest()
 
 
-def sums_of(pieces: Iterable[Piece], use: Callable[[Piece], object]) -> tuple[str, int, int]:
-    """The checksum of a part, its CRC-32 and its size.
+def crc_of(pieces: Iterable[Piece], use: Callable[[Piece], object] | None = None) -> tuple[int, int]:
+    """The CRC-32 of a part, and its size.
 
     Args:
         pieces: As in `digest_of`.
         use: As in `digest_of`.
     """
-    total, crc, size = hashlib.sha256(), 0, 0
-    for digest, own_crc, length in _in_threads(pieces, _sums, use):
-        total.update(digest)
+    crc, size = 0, 0
+    for own_crc, length in _in_threads(pieces, _crc, use):
         crc = _joined(crc, own_crc, length)
         size += length
-    return total.hexdigest(), crc, size
+    return crc, size
 
 
 def plain_digest_of(pieces: Iterable[Piece], use: Callable[[Piece], object] | None = None) -> str:
-    """As `digest_of`, of version 1."""
+    """The checksum of a part in version 1; args as in `digest_of`."""
     total = hashlib.sha256()
     for piece in pieces:
         total.update(piece)
@@ -96,8 +95,8 @@ def _digest(piece: Piece) -> bytes:
     return hashlib.sha256(piece).digest()
 
 
-def _sums(piece: Piece) -> tuple[bytes, int, int]:
-    return _digest(piece), zlib.crc32(piece), len(piece)
+def _crc(piece: Piece) -> tuple[int, int]:
+    return zlib.crc32(piece), len(piece)
 
 
 def _joined(before: int, after: int, length: int) -> int:

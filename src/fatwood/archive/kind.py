@@ -17,7 +17,7 @@ __all__ = [
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64 * 2**20
 PIECE_BYTES = 2**20
-"""Parts are hashed and copied in pieces of this size; it is part of the format (`fatwood.archive.hashing`)."""
+"""Parts are read and written in pieces of this size; it is part of version 2 of the format (`fatwood.archive.hashing`)."""
 _MAX_CONTAINERS = 400_000
 _MAX_ITEMS = 4_000_000
 _PART_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # a plain file name everywhere

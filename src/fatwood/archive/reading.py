@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fatwood.archive.frame import ALIGNMENT, Entry
-from fatwood.archive.hashing import Piece, digest_of, plain_digest_of, slices
+from fatwood.archive.hashing import Piece, crc_of, digest_of, plain_digest_of, slices
 from fatwood.archive.kind import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -28,7 +28,8 @@ from fatwood.errors import StorageError
 __all__ = ["Archive"]
 
 _LOCAL_FILES = (io.BufferedReader, io.BufferedRandom, io.FileIO)
-_PLAIN, _PIECES = "sha256", "sha256_of_pieces"
+_DIGESTS = {1: ("sha256", plain_digest_of), 2: ("sha256_of_pieces", digest_of)}
+"""Of old versions: the field of the manifest, and what makes a digest."""
 
 
 class Archive:
@@ -54,6 +55,7 @@ class Archive:
             self._text = self._manifest_text()
             self.manifest: dict[str, Any] = json.loads(self._text.decode())
             """The whole manifest."""
+            self._version = self._checked_version()
             self._digests = self._checked_digests()
             names, expected = sorted(self._entries), sorted([MANIFEST, *self._digests])
             if names != expected:
@@ -174,7 +176,7 @@ class Archive:
             raise self.damaged(problem)
         return text
 
-    def _checked_digests(self) -> dict[str, str]:
+    def _checked_version(self) -> int:
         manifest, newest = self.manifest, self._kind.version
         if not isinstance(manifest, dict) or manifest.get("format") != self._kind.format:
             expected = f"expected the format {self._kind.format!r}"
@@ -188,13 +190,22 @@ class Archive:
             )
             hint = "install the version of Fatwood that wrote the file: pip install -U fatwood"
             raise StorageError(message, hint=hint)
-        digests = manifest.get(_PLAIN if version == 1 else _PIECES)
-        if (
-            type(version) is not int
-            or version < 1
-            or self._framed != (version > 1)
-            or not isinstance(digests, dict)
-            or not all(is_part_name(name) and isinstance(digest, str) for name, digest in digests.items())
+        if type(version) is not int or version < 1 or self._framed != (version > 1):
+            raise self.wrong_manifest()
+        return version
+
+    def _checked_digests(self) -> dict[str, str | None]:
+        """By part; None where zip's CRC-32 is the checksum."""
+        digests: Any
+        if self._version in _DIGESTS:
+            digests = self.manifest.get(_DIGESTS[self._version][0])
+        else:
+            names = self.manifest.get("parts")
+            texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+            digests = dict.fromkeys(names) if texts and len(names) == len(set(names)) else None
+        kinds = str if self._version in _DIGESTS else type(None)
+        if not isinstance(digests, dict) or not all(
+            is_part_name(name) and isinstance(digest, kinds) for name, digest in digests.items()
         ):
             raise self.wrong_manifest()
         return digests
@@ -234,9 +245,16 @@ class Archive:
         pieces: Iterator[bytes] | Iterator[memoryview],
         use: Callable[[Piece], object] | None = None,
     ) -> None:
-        digest = (plain_digest_of if self.manifest["format_version"] == 1 else digest_of)(pieces, use)
-        if digest != self._digests[part]:
-            problem = f"{part}: expected sha256 {self._digests[part]:.100}, received {digest}"
+        expected = self._digests[part]
+        if expected is not None:
+            received = _DIGESTS[self._version][1](pieces, use)
+            what, same = "sha256", received == expected
+        else:
+            crc, _ = crc_of(pieces, use)
+            what, same = "CRC-32", crc == self._entries[part].crc
+            expected, received = f"{self._entries[part].crc:#010x}", f"{crc:#010x}"
+        if not same:
+            problem = f"{part}: expected {what} {expected:.100}, received {received}"
             raise self.damaged(problem)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from fatwood.archive.early import EarlySync
 from fatwood.archive.frame import Entry, descriptor, directory, local_header
-from fatwood.archive.hashing import Piece, slices, sums_of
+from fatwood.archive.hashing import Piece, crc_of, slices
 from fatwood.archive.kind import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -49,20 +49,19 @@ def write_archive(
         if not is_part_name(name):
             message = f"archive of a {kind.content}: expected plain file names of parts, received {name!r}"
             raise OptionError(message)
-    digests = dict.fromkeys(sorted(parts), "0" * 64)
     manifest = {
         **fields,
         "format": kind.format,
         "format_version": kind.version,
         "versions": _versions(),
-        "sha256_of_pieces": digests,
+        "parts": sorted(parts),
     }
-    _json(manifest, kind)  # what it cannot say is an error before anything is written
+    text = _json(manifest, kind)  # what it cannot say is an error before anything is written
     with EarlySync(file) as early:
         writer = _Writer(file, early)
-        for name in digests:
-            digests[name] = writer.add(name, _pieces(parts[name]))
-    writer.add(MANIFEST, iter([_json(manifest, kind)]))
+        for name in sorted(parts):
+            writer.add(name, _pieces(parts[name]))
+    writer.add(MANIFEST, iter([text]))
     writer.end()
 
 
@@ -75,16 +74,15 @@ class _Writer:
         self._offset = 0
         self._entries: list[Entry] = []
 
-    def add(self, name: str, pieces: Iterator[bytes] | Iterator[memoryview]) -> str:
-        """Write an entry, a piece at a time; returns its checksum."""
+    def add(self, name: str, pieces: Iterator[bytes] | Iterator[memoryview]) -> None:
+        """Write an entry, a piece at a time."""
         begin = self._offset
         self._write(local_header(name, begin))
         data = self._offset
-        digest, crc, size = sums_of(pieces, self._write)
+        crc, size = crc_of(pieces, self._write)
         entry = Entry(name=name, offset=begin, data=data, size=size, crc=crc)
         self._write(descriptor(entry))
         self._entries.append(entry)
-        return digest
 
     def end(self) -> None:
         """Write the directory."""

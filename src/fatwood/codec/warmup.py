@@ -10,7 +10,6 @@ Shapes: ``n`` parameters.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -104,14 +103,17 @@ def _sampled_magnitudes(residual: Vector, delta: Update) -> NDArray[np.float32]:
     places = sample_places(residual.shape[0])
     if places is None:
         return _magnitudes(residual, delta)
-    if isinstance(residual, torch.Tensor):
-        chosen = torch.from_numpy(places.copy()).to(residual.device)
-        gather = partial(torch.take, index=chosen)
-    else:
-        gather = partial(kernel.active().gather, places=places)
     if isinstance(delta, Difference):
-        return _magnitudes(gather(residual), Difference(gather(delta.after), gather(delta.before)))
-    return _magnitudes(gather(residual), gather(delta))
+        return _magnitudes(
+            _gather(residual, places), Difference(_gather(delta.after, places), _gather(delta.before, places))
+        )
+    return _magnitudes(_gather(residual, places), _gather(delta, places))
+
+
+def _gather(vector: Vector, places: NDArray[np.int64]) -> Vector:
+    if isinstance(vector, torch.Tensor):
+        return vector[torch.from_numpy(places.copy()).to(vector.device)]
+    return kernel.active().gather(vector, places)
 
 
 def _magnitudes(residual: Vector, delta: Update) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fatwood.codec.vectors import Vector, host, put, zeros
+from fatwood.codec.vectors import Update, computed, host, put, zeros
 from fatwood.errors import OptionError
 from fatwood.exchange import Buffer
 from fatwood.train.header import Header
@@ -21,7 +21,7 @@ from fatwood.train.sharing import Sharing
 
 __all__ = ["ReplicaState"]
 
-Ahead = tuple[Header, Vector, float]
+Ahead = tuple[Header, Update, float]
 """What was computed and not sent yet, and the learning rate of it."""
 
 
@@ -61,12 +61,12 @@ class ReplicaState:
 
     def of_run(self, ledger: Ledger, ahead: Ahead | None) -> dict[str, Any]:
         """What this worker needs to go on within an epoch."""
-        computed = None if ahead is None else (tuple(ahead[0]), host(ahead[1]), ahead[2])
+        told = None if ahead is None else (tuple(ahead[0]), host(computed(ahead[1])), ahead[2])
         return {
             **self.own(ledger),
             "buffers": self._saved_buffers(),
             "best": self._best.state(),
-            "ahead": computed,
+            "ahead": told,
         }
 
     def load(self, state: Mapping[str, Any], ledger: Ledger) -> Ahead | None:
