@@ -196,17 +196,17 @@ class Archive:
 
     def _checked_digests(self) -> dict[str, str | None]:
         """By part; None where zip's CRC-32 is the checksum."""
-        digests: Any
         if self._version in _DIGESTS:
             digests = self.manifest.get(_DIGESTS[self._version][0])
+            if not isinstance(digests, dict) or not all(isinstance(one, str) for one in digests.values()):
+                raise self.wrong_manifest()
+            names = list(digests)
         else:
-            names = self.manifest.get("parts")
-            texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
-            digests = dict.fromkeys(names) if texts and len(names) == len(set(names)) else None
-        kinds = str if self._version in _DIGESTS else type(None)
-        if not isinstance(digests, dict) or not all(
-            is_part_name(name) and isinstance(digest, kinds) for name, digest in digests.items()
-        ):
+            names = self.manifest.get("parts", ())
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise self.wrong_manifest()
+            digests = dict.fromkeys(names)
+        if len(digests) != len(names) or not all(is_part_name(name) for name in names):
             raise self.wrong_manifest()
         return digests
 
