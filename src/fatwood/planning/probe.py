@@ -42,7 +42,9 @@ _IMPORTED = (
 )
 """What a Python worker of Spark has imported by its first step."""
 _WARM_UP = 3
-"""Steps that are not counted: what the optimizer and the threads allocate comes with the first, and messages settle."""
+"""Steps that are not counted: what the optimizer and the threads allocate comes with the first."""
+_SETTLING = 40
+"""As many more where messages are sparse: the first are larger, until a threshold that adapts has found its value."""
 
 
 @dataclass
@@ -68,6 +70,8 @@ class _Rows:
     """Minibatches of example rows, in place of a worker's partition."""
 
     told: _Told
+    warm_up: int = _WARM_UP
+    """Steps before those that count."""
     rows_skipped: int = 0
     taken: int = field(default=0, init=False)
 
@@ -75,7 +79,7 @@ class _Rows:
         """The rows again and again, in pieces that go on where the last one ended."""
         del number, start
         least, deadline = _WARM_UP + 2, time.perf_counter() + self.told.seconds
-        while self.taken < self.told.steps + _WARM_UP:
+        while self.taken < self.told.steps + self.warm_up:
             if self.taken >= least and time.perf_counter() > deadline:
                 return
             yield self._piece(self.taken)
@@ -123,7 +127,9 @@ def _together(told: _Told, strategy: Strategy) -> dict[str, Any]:
         batch_size=told.rows,
         epochs=1,
     )
-    data, exchange = cast(PartitionData, _Rows(told)), MirrorExchange(told.workers)
+    settles = strategy.reducer(1).residual is not None
+    rows = _Rows(told, warm_up=_WARM_UP + _SETTLING * settles)
+    data, exchange = cast(PartitionData, rows), MirrorExchange(told.workers)
     replica = Replica(job, FixedTeam(exchange), workers=told.workers)
     seen: list[dict[str, float]] = []
     rounds: list[list[int]] = []
@@ -143,7 +149,7 @@ def _together(told: _Told, strategy: Strategy) -> dict[str, Any]:
     replica.train(data, on_progress)
     pack(replica.state())
     replica.shared_state()
-    settled = range(min(_WARM_UP, len(seen) - 1), len(seen))
+    settled = range(max(min(_WARM_UP, len(seen) - 1), len(seen) - told.steps), len(seen))
 
     def per_agreement(name: str) -> float:
         return statistics.median(
