@@ -43,11 +43,13 @@ def job(strategy: Strategy | None = None, optimizer: object = None, width: int =
         # no state: the mean of two workers (3) and the packed network (3)
         (AllReduce(), partial(torch.optim.SGD, lr=0.1), 4 + 3),
         (AllReduce(staleness=1), partial(torch.optim.SGD, lr=0.1, momentum=0.9), 6 + 3),
-        (GradientSharing(), partial(torch.optim.SGD, lr=0.1), 6 + 3),
+        # a residual and what is agreed, and no vector to send: the message is made of a difference
+        (GradientSharing(), partial(torch.optim.SGD, lr=0.1), 5 + 3),
+        (GradientSharing(staleness=1), partial(torch.optim.SGD, lr=0.1), 7 + 3),
         (ParameterAveraging(), torch.optim.Adam, 9 + 9),
         (DiLoCo(), partial(torch.optim.SGD, lr=0.1), 6 + 3),
     ],
-    ids=["adam", "sgd", "stale", "sharing", "averaging", "diloco"],
+    ids=["adam", "sgd", "stale", "sharing", "sharing-stale", "averaging", "diloco"],
 )
 def test_the_least_is_counted_in_vectors(strategy: Strategy, optimizer: object, vectors: int) -> None:
     assert least_worker_bytes(job(strategy, optimizer), 2) == PYTORCH_BYTES + 4 * N * vectors
