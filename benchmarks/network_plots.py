@@ -1,0 +1,118 @@
+"""The figure of `network.py`: how long each way of training takes to the same quality, link by link.
+
+    python benchmarks/network_plots.py RESULTS.json DIRECTORY
+
+draws it, once for light and once for dark pages, from the last line of ``network.py --json``. It needs matplotlib
+(``pip install matplotlib``).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from network_cells import OURS, RIVALS
+
+THEMES = {
+    "light": {"ink": "#222222", "grey": "#b8bcc2", "ours": "#c2410c"},
+    "dark": {"ink": "#e6e6e6", "grey": "#5b6470", "ours": "#fb923c"},
+}
+NAMES = {
+    "alone": "one process",
+    "ddp_fp32": "DDP, float32",
+    "ddp_fp16": "DDP, float16",
+    "powersgd": "DDP, PowerSGD",
+    "topk": "top-k, error feedback",
+    "dl4j": "Deeplearning4j's scheme",
+    "ours": "Fatwood",
+}
+
+
+def fastest(table: Sequence[Mapping[str, Any]], mbit: float | None, ours: Sequence[str]) -> dict[str, float]:
+    """Seconds to the quality by rival, of its fastest variant, and ours; who did not get there is left out."""
+    variants = {"ours": ours, **RIVALS, "alone": ("alone",)}
+    found = {}
+    for name, methods in variants.items():
+        seconds = [
+            row["seconds"]
+            for row in table
+            if row["mbit"] == mbit and row["method"] in methods and row["seconds"] is not None
+        ]
+        if seconds:
+            found[name] = min(seconds)
+    return found
+
+
+def draw(results: Mapping[str, Any], directory: Path, suffix: str = "svg") -> list[Path]:
+    """Write the figure for both kinds of pages.
+
+    Args:
+        results: As `network.py` prints them with ``--json``.
+        directory: Made when missing.
+        suffix: ``svg`` or ``png``.
+
+    Returns:
+        The files.
+
+    Raises:
+        ImportError: No matplotlib.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.hashsalt": "fatwood", "font.size": 10})
+    directory.mkdir(parents=True, exist_ok=True)
+    written = []
+    for theme, colors in THEMES.items():
+        path = directory / f"network_{results['task']}_{theme}.{suffix}"
+        metadata = {"Date": None} if suffix == "svg" else None
+        _figure(results, colors).savefig(path, metadata=metadata, dpi=120, transparent=True)
+        written.append(path)
+    return written
+
+
+def _figure(results: Mapping[str, Any], colors: Mapping[str, str]) -> Any:
+    from matplotlib import pyplot
+
+    links = sorted({row["mbit"] for row in results["table"]}, key=lambda mbit: mbit or float("inf"))
+    bars = [fastest(results["table"], mbit, OURS[results["task"]]) for mbit in links]
+    figure, axes = pyplot.subplots(
+        1, len(links), figsize=(4.6 * len(links), 3.2), layout="constrained", squeeze=False
+    )
+    for axis, mbit, seconds in zip(axes[0], links, bars, strict=True):
+        order = sorted(seconds, key=lambda name: -seconds[name])
+        values = [seconds[name] for name in order]
+        shades = [colors["ours"] if name == "ours" else colors["grey"] for name in order]
+        axis.barh([NAMES[name] for name in order], values, color=shades, height=0.66)
+        for place, (name, value) in enumerate(zip(order, values, strict=True)):
+            times = "" if name == "ours" else f"  ({value / seconds['ours']:.1f} x)"
+            axis.text(value, place, f" {value:,.0f} s{times}", va="center", color=colors["ink"], fontsize=9)
+        axis.set_xlim(0, 1.32 * max(values))
+        axis.set_title(_link(mbit), loc="left", color=colors["ink"], fontsize=11)
+        axis.tick_params(axis="y", length=0, labelcolor=colors["ink"])
+        axis.set_xticks([])
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+    return figure
+
+
+def _link(mbit: float | None) -> str:
+    if mbit is None:
+        return "links not shaped"
+    return f"links of {mbit / 1000:g} Gbit/s" if mbit >= 1000 else f"links of {mbit:g} Mbit/s"
+
+
+def main() -> None:
+    """Draw from a file."""
+    if len(sys.argv) != 3:
+        raise SystemExit(__doc__)
+    lines = Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()
+    for path in draw(json.loads(lines[-1]), Path(sys.argv[2])):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
