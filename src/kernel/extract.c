@@ -20,6 +20,13 @@
 #define FW_LANES 2
 #define FW_LINE 16 /* elements in a cache line */
 
+/* What is added to the residual: delta, or where there is a base their difference, after which delta may become base. */
+struct fw_update {
+    float *delta;
+    const float *base;
+    int put_back;
+};
+
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* How many elements there are before the next cache line begins: NumPy's arrays begin in the middle of one. */
@@ -127,20 +134,22 @@ int32_t fw_supports(int32_t level) {
     return level == FW_PORTABLE;
 }
 
-void fw_extract(int32_t level, float *residual, const float *delta, const float *base, int64_t end, float tau,
-                float clip, int64_t *positions, uint8_t *negative, int64_t capacity, struct fw_extraction *extraction) {
+void fw_extract(int32_t level, float *residual, float *delta, const float *base, int32_t put_back, int64_t end,
+                float tau, float clip, int64_t *positions, uint8_t *negative, int64_t capacity,
+                struct fw_extraction *extraction) {
+    struct fw_update update = {delta, base, put_back != 0};
 #if FW_X86
     if (level == FW_AVX512) {
-        extract_avx512(residual, delta, base, end, tau, clip, positions, negative, capacity, extraction);
+        extract_avx512(residual, update, end, tau, clip, positions, negative, capacity, extraction);
         return;
     }
     if (level == FW_AVX2) {
-        extract_avx2(residual, delta, base, end, tau, clip, positions, negative, capacity, extraction);
+        extract_avx2(residual, update, end, tau, clip, positions, negative, capacity, extraction);
         return;
     }
 #endif
     (void)level;
-    extract_portable(residual, delta, base, end, tau, clip, positions, negative, capacity, extraction);
+    extract_portable(residual, update, end, tau, clip, positions, negative, capacity, extraction);
 }
 
 void fw_add(int32_t level, float *residual, const float *delta, int64_t n) {

@@ -43,24 +43,30 @@ static inline FW_TARGET int64_t FW_LEVEL(walk)(const uint64_t *restrict words, c
 }
 
 /* What is to be added to 64 elements from `at` on: where they are, or their difference in `room`. */
-static inline FW_TARGET const float *FW_LEVEL(update)(const float *delta, const float *base, int64_t at,
-                                                      float *restrict room) {
-    if (base == NULL) {
-        return delta + at;
+static inline FW_TARGET const float *FW_LEVEL(update)(struct fw_update update, int64_t at, float *restrict room) {
+    float *restrict delta = update.delta + at;
+    if (update.base == NULL) {
+        return delta;
     }
+    const float *restrict base = update.base + at;
     for (int i = 0; i < 64; i++) {
-        room[i] = delta[at + i] - base[at + i];
+        room[i] = delta[i] - base[i];
+    }
+    if (update.put_back) {
+        memcpy(delta, base, 64 * sizeof *delta);
     }
     return room;
 }
 
 /* Element by element, for the few at the ends of a tile. Returns how many reached tau. */
-static FW_TARGET int64_t FW_LEVEL(few)(float *restrict residual, const float *restrict delta,
-                                       const float *restrict base, int64_t first, int64_t end, float tau,
-                                       int64_t *restrict positions) {
+static FW_TARGET int64_t FW_LEVEL(few)(float *restrict residual, struct fw_update update, int64_t first, int64_t end,
+                                       float tau, int64_t *restrict positions) {
     int64_t count = 0;
     for (int64_t i = first; i < end; i++) {
-        residual[i] += base == NULL ? delta[i] : delta[i] - base[i];
+        residual[i] += update.base == NULL ? update.delta[i] : update.delta[i] - update.base[i];
+        if (update.put_back) {
+            update.delta[i] = update.base[i];
+        }
         positions[count] = i;
         count += !(fabsf(residual[i]) < tau);
     }
@@ -69,23 +75,23 @@ static FW_TARGET int64_t FW_LEVEL(few)(float *restrict residual, const float *re
 
 /* Extracts from elements [first, end), at most FW_TILE. The outputs have room for all of them. Returns how many reached
  * tau. */
-static FW_TARGET int64_t FW_LEVEL(tile)(float *residual, const float *delta, const float *base, int64_t first,
-                                        int64_t end, float tau, float clip, int64_t *positions, uint8_t *negative,
+static FW_TARGET int64_t FW_LEVEL(tile)(float *residual, struct fw_update update, int64_t first, int64_t end, float tau,
+                                        float clip, int64_t *positions, uint8_t *negative,
                                         struct fw_extraction *extraction) {
     float room[64];
     uint64_t words[FW_LANES][FW_WORDS];
     int64_t starts[FW_LANES][FW_WORDS];
     int64_t head = least(end, first + to_line(residual + first)), half = (end - head) / 128 * 64;
     int64_t from[FW_LANES] = {head, head + half}, out[FW_LANES] = {0, from[1] - first}, count[FW_LANES];
-    count[0] = FW_LEVEL(few)(residual, delta, base, first, head, tau, positions);
+    count[0] = FW_LEVEL(few)(residual, update, first, head, tau, positions);
     count[1] = 0;
     FW_LEVEL(send)(residual, positions, count[0], negative, tau, clip, extraction);
     for (int64_t i = 0; i < half;) {
         int64_t filled[FW_LANES] = {0, 0};
         for (; i < half && filled[0] < FW_WORDS && filled[1] < FW_WORDS; i += 64) {
             for (int l = 0; l < FW_LANES; l++) {
-                const float *update = FW_LEVEL(update)(delta, base, from[l] + i, room);
-                uint64_t word = FW_LEVEL(block)(residual + from[l] + i, update, tau);
+                const float *added = FW_LEVEL(update)(update, from[l] + i, room);
+                uint64_t word = FW_LEVEL(block)(residual + from[l] + i, added, tau);
                 words[l][filled[l]] = word; /* kept when it has a bit; no branch, since nothing could predict it */
                 starts[l][filled[l]] = from[l] + i;
                 filled[l] += word != 0;
@@ -99,7 +105,7 @@ static FW_TARGET int64_t FW_LEVEL(tile)(float *residual, const float *delta, con
         }
     }
     int64_t *to = positions + out[1] + count[1];
-    int64_t hits = FW_LEVEL(few)(residual, delta, base, from[1] + half, end, tau, to);
+    int64_t hits = FW_LEVEL(few)(residual, update, from[1] + half, end, tau, to);
     FW_LEVEL(send)(residual, to, hits, negative + out[1] + count[1], tau, clip, extraction);
     count[1] += hits;
     memmove(positions + count[0], positions + out[1], sizeof *positions * (size_t)count[1]);
@@ -107,13 +113,13 @@ static FW_TARGET int64_t FW_LEVEL(tile)(float *residual, const float *delta, con
     return count[0] + count[1];
 }
 
-static FW_TARGET void FW_LEVEL(extract)(float *residual, const float *delta, const float *base, int64_t end, float tau,
-                                        float clip, int64_t *positions, uint8_t *negative, int64_t capacity,
+static FW_TARGET void FW_LEVEL(extract)(float *residual, struct fw_update update, int64_t end, float tau, float clip,
+                                        int64_t *positions, uint8_t *negative, int64_t capacity,
                                         struct fw_extraction *extraction) {
     int64_t first = extraction->next, count = 0;
     while (first < end && capacity - count >= least(end - first, FW_TILE) && extraction->bad < 0) {
         int64_t last = first + least(end - first, FW_TILE);
-        count += FW_LEVEL(tile)(residual, delta, base, first, last, tau, clip, positions + count,
+        count += FW_LEVEL(tile)(residual, update, first, last, tau, clip, positions + count,
                                 negative + count, extraction);
         first = last;
     }

@@ -44,9 +44,10 @@ struct fw_extraction {
 
 /* Extracts from elements [next, end): see Kernel.extract. Ends early when the output has no room for FW_TILE more, or for
  * all that are left; the caller then calls again, with more room. After a sum that is not finite nothing holds but
- * `bad`, which must be -1 before. What is added is delta, or delta - base where base is not NULL. */
-FW_EXPORT void fw_extract(int32_t level, float *residual, const float *delta, const float *base, int64_t end, float tau,
-                          float clip, int64_t *positions, uint8_t *negative, int64_t capacity,
+ * `bad`, which must be -1 before. What is added is delta, or delta - base where base is not NULL; with put_back, delta
+ * becomes base then, else it is only read. */
+FW_EXPORT void fw_extract(int32_t level, float *residual, float *delta, const float *base, int32_t put_back, int64_t end,
+                          float tau, float clip, int64_t *positions, uint8_t *negative, int64_t capacity,
                           struct fw_extraction *extraction);
 
 /* residual[0:n] += delta[0:n]: what any encoder must do at least, the floor that benchmarks compare with. */

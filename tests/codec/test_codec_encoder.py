@@ -228,9 +228,11 @@ def test_a_difference_gives_the_bytes_of_its_vector(options, device, seed):
     one, other = (ThresholdEncoder(N, FixedThreshold(tau=0.5), device=device, **options) for _ in "12")
     for step, (after, before) in enumerate(zip(updates(5, seed), updates(5, seed + 1), strict=True)):
         kept = after.copy(), before.copy()
-        assert one.encode(Difference(after, before), step) == other.encode(after - before, step)
+        encoded = other.encode(after - before, step)
+        given = [vector if device is None else torch.from_numpy(vector) for vector in (after, before)]
+        assert one.encode(Difference(*given, put_back=step % 2 == 1), step) == encoded
         assert one.last == other.last
-        np.testing.assert_array_equal([after, before], kept)
+        np.testing.assert_array_equal([after, before], (kept[1], kept[1]) if step % 2 else kept)
     np.testing.assert_array_equal(np.asarray(one.residual), np.asarray(other.residual))
 
 
@@ -385,6 +387,27 @@ def test_when_one_message_is_refused_none_is_applied(make):
         with pytest.raises(ValueError, match="target"):
             apply_messages([good], make(wrong), [1.0], 4)
     assert target.tolist() == [0.0, 1.0, 2.0]
+
+
+def test_several_targets_are_as_several_calls():
+    wires = wires_of(3)
+    targets = [np.full(N, value, np.float32) for value in (0.0, 0.5, -3.0)]
+    alone = [target.copy() for target in targets]
+    apply_messages(wires, targets[0], [0.25] * len(wires), 0, others=targets[1:])
+    for target in alone:
+        apply_messages(wires, target, [0.25] * len(wires), 0)
+    np.testing.assert_array_equal(targets, alone)
+    with pytest.raises(ValueError, match="target: expected"):
+        apply_messages(wires, targets[0], [0.25] * len(wires), 0, others=[np.zeros(N + 1, np.float32)])
+    np.testing.assert_array_equal(targets, alone)
+
+
+def test_a_difference_that_cannot_be_put_back_is_refused():
+    encoder = ThresholdEncoder(N, FixedThreshold(tau=0.5), None, device=torch.device("cpu"))
+    after = np.zeros(N, np.float32)
+    after.flags.writeable = False
+    with pytest.raises(ValueError, match="put back"):
+        encoder.encode(Difference(after, np.ones(N, np.float32), put_back=True), 0)
 
 
 def test_no_messages_change_nothing():

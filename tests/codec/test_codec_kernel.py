@@ -142,6 +142,12 @@ class TestExtract:
         assert found.clipped_mass == alone.clipped_mass
         assert same_bits(residual, expected)
         assert same_bits(base, untouched)
+        kept = delta.copy()
+        again = kernel.extract(np.zeros_like(residual), delta, tau, bound, base=base)
+        assert same_bits(delta, kept)
+        put_back = kernel.extract(np.zeros_like(residual), delta, tau, bound, base=base, put_back=True)
+        assert np.array_equal(put_back.positions, again.positions)
+        assert same_bits(delta, base)
 
     @every_kernel
     @pytest.mark.parametrize("n", EDGES)
@@ -150,9 +156,10 @@ class TestExtract:
         base = delta[::-1].copy()
         expected = residual.copy()
         alone = kernel.extract(expected, delta - base, 4.0, 6.0)
-        found = kernel.extract(residual, delta, 4.0, 6.0, base=base, threads=2)
+        found = kernel.extract(residual, delta, 4.0, 6.0, base=base, put_back=True, threads=2)
         assert np.array_equal(found.positions, alone.positions)
         assert same_bits(residual, expected)
+        assert same_bits(delta, base)
 
     @every_kernel
     @pytest.mark.parametrize("n", EDGES)
@@ -413,6 +420,16 @@ class TestRefusals:
     def test_a_base(self, kernel, base):
         with pytest.raises(ValueError, match="expected"):
             kernel.extract(FLOATS.copy(), FLOATS, 1.0, base=base)
+
+    @every_kernel
+    def test_nothing_to_put_back_into(self, kernel):
+        residual, delta, base = (FLOATS.copy() for _ in "rdb")
+        for vectors in ((residual, residual, base), (residual, base, base)):
+            with pytest.raises(ValueError, match="memory of its own"):
+                kernel.extract(vectors[0], vectors[1], 1.0, base=vectors[2], put_back=True)
+        delta.flags.writeable = False
+        with pytest.raises(ValueError, match=r"writ|read-only"):
+            kernel.extract(residual, delta, 1.0, base=base, put_back=True)
 
     @every_kernel
     @pytest.mark.parametrize("places", [[-1], [0, FLOATS.size], [2**62]])

@@ -100,17 +100,17 @@ class ThresholdEncoder:
         """Adds an update to the residual and returns what is to be sent of it.
 
         Args:
-            delta: (n,) the local update, left alone, or the two vectors whose difference it is; brought to the residual's device when that is a tensor.
+            delta: (n,) the local update, left alone, or two vectors whose difference it is; brought to the residual's device when that is a tensor.
             step: The training step, counted from 0 over the model's life.
 
         Raises:
             NotFiniteError: The update has a NaN or an infinity; the encoder cannot be used afterwards.
             ValueError: The update is not a float32 vector of ``n`` numbers, or on a GPU while the residual is not.
         """
-        delta = self._at_home(computed(delta) if self.debug else delta)
+        delta = self._at_home(delta)
         density = None if self.warmup is None else self.warmup.density(step)
         if density is not None and density >= 1.0:
-            return self._encode_values(computed(delta), step)
+            return self._encode_values(delta, step)
         chosen, state = self._choose_tau(delta, density)
         tau = float(np.float32(chosen))
         before = multiples(self.residual, computed(delta), tau) if self.debug else None
@@ -178,7 +178,7 @@ class ThresholdEncoder:
         return bound if bound <= _LARGEST else None
 
     def _extract(self, update: Update, tau: float, clip: float | None) -> Extracted:
-        delta, base = update if isinstance(update, Difference) else (update, None)
+        delta, base, put_back = update if isinstance(update, Difference) else (update, None, False)
         if isinstance(self.residual, np.ndarray):
             expected = 0 if self.last is None else self.last.count + self.last.count // 4 + 64
             return kernel.active().extract(
@@ -187,14 +187,18 @@ class ThresholdEncoder:
                 tau,
                 clip,
                 base=None if base is None else host(base),
+                put_back=put_back,
                 threads=self.threads,
                 expected=min(expected, self.n),
             )
         other = None if base is None else as_tensor(base)
-        return tensors.extract(self.residual, as_tensor(delta), tau, clip, base=other)
+        return tensors.extract(self.residual, as_tensor(delta), tau, clip, base=other, put_back=put_back)
 
-    def _encode_values(self, delta: Vector, step: int) -> bytes:
+    def _encode_values(self, update: Update, step: int) -> bytes:
         """A dense step: every value is sent, only the rounding is kept."""
+        delta = computed(update)
+        if isinstance(update, Difference) and update.put_back:
+            put(update.after, update.before)
         with np.errstate(over="ignore", invalid="ignore"):  # encode_values finds and names it
             values = host(self.residual + delta)
         encoded, sent = message.encode_values(step, values)
@@ -224,7 +228,11 @@ class ThresholdEncoder:
     def _at_home(self, update: Update) -> Update:
         """The update as what the residual is, and where it is."""
         if isinstance(update, Difference):
-            return Difference(self._vector_at_home(update.after), self._vector_at_home(update.before))
+            after, before = self._vector_at_home(update.after), self._vector_at_home(update.before)
+            if update.put_back and as_tensor(after).data_ptr() != as_tensor(update.after).data_ptr():
+                msg = "delta: expected a vector beside the residual to put back into, received one that had to be copied"
+                raise ValueError(msg)
+            return Difference(after, before, update.put_back)
         return self._vector_at_home(update)
 
     def _vector_at_home(self, delta: Vector) -> Vector:
@@ -249,6 +257,7 @@ def apply_messages(
     scales: Sequence[float],
     step: int,
     *,
+    others: Sequence[Vector] = (),
     threads: int = 1,
 ) -> None:
     """Adds ``scale * decoded`` of every message to a vector, in float32 and in the order given.
@@ -262,6 +271,7 @@ def apply_messages(
         target: (n,) changed in place; left alone when a message is refused.
         scales: The weight of each message, for example 1 / workers.
         step: The step this worker is at.
+        others: More vectors (n,) to which the same is done, as by calls of their own.
         threads: How many threads may work.
 
     Raises:
@@ -269,19 +279,22 @@ def apply_messages(
         ValueError: The target is not a contiguous float32 vector, there is not one scale for each message, or a
             scaled value is not a finite float32.
     """
-    _check_target(target)
+    targets = (target, *others)
+    for vector in targets:
+        _check_target(vector, target.shape[0])
     n = target.shape[0]
     received = [message.decode(encoded, n, step) for encoded in messages]
     scaled = [_scale(decoded, scale) for decoded, scale in zip(received, scales, strict=True)]
-    run: list[Signed] = []
-    for update in scaled:
-        if isinstance(update, Signed):
-            run.append(update)
-        else:
-            _add_signed(target, run, threads)
-            add(target, update)
-            run = []
-    _add_signed(target, run, threads)
+    for vector in targets:
+        run: list[Signed] = []
+        for update in scaled:
+            if isinstance(update, Signed):
+                run.append(update)
+            else:
+                _add_signed(vector, run, threads)
+                add(vector, update)
+                run = []
+        _add_signed(vector, run, threads)
 
 
 def _scale(decoded: message.Message, scale: float) -> Signed | NDArray[np.float32]:
@@ -305,12 +318,12 @@ def _add_signed(target: Vector, updates: list[Signed], threads: int) -> None:
         kernel.active().add_signed(target, updates, threads=threads)
 
 
-def _check_target(target: Vector) -> None:
+def _check_target(target: Vector, n: int) -> None:
     if isinstance(target, torch.Tensor):
         fits = target.ndim == 1 and target.dtype == torch.float32 and target.is_contiguous()
     else:
         fits = target.ndim == 1 and target.dtype == np.float32 and target.flags.c_contiguous
-    if not fits:
+    if not fits or target.shape[0] != n:
         msg = f"target: expected a contiguous float32 vector, received {target.dtype} of shape {tuple(target.shape)}"
         raise ValueError(msg)
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fatwood.errors import OptionError
 
-__all__ = ["Extracted", "Kernel", "RicePlan", "Signed", "active", "available", "checked_threshold"]
+__all__ = ["Added", "Extracted", "Kernel", "RicePlan", "Signed", "active", "available", "checked_threshold"]
 
 Floats = NDArray[np.float32]
 Positions = NDArray[np.int64]
@@ -37,6 +37,14 @@ class Extracted(NamedTuple):
     positions: Positions  # (count,) ascending, unique
     negative: Signs  # (count,) True where -tau was taken, False where +tau
     clipped_mass: float  # sum of the absolute values that clipping threw away
+
+
+class Added(NamedTuple):
+    """What `Kernel.extract` adds to a residual."""
+
+    delta: Floats  # (n,)
+    base: Floats | None  # (n,) where delta is counted from
+    put_back: bool  # delta becomes base
 
 
 class Signed(NamedTuple):
@@ -73,6 +81,7 @@ class Kernel(ABC):
         clip: float | None = None,
         *,
         base: Floats | None = None,
+        put_back: bool = False,
         threads: int = 1,
         expected: int = 0,
     ) -> Extracted:
@@ -89,10 +98,11 @@ class Kernel(ABC):
 
         Args:
             residual: (n,) changed in place.
-            delta: (n,) left alone.
+            delta: (n,) left alone, unless it is put back.
             tau: The threshold; it is rounded to float32 first, as it will be in the message.
             clip: Bound on the residual after the subtraction, at least ``tau``, or None for no clipping.
             base: (n,) what the update is counted from, left alone, or None: ``delta`` is the update.
+            put_back: With a base, copy it into ``delta`` in the same pass; no two of the three may share memory.
             threads: How many threads may work; the result is the same for any number but for the last bits of
                 the clipped mass.
             expected: A guess of ``count``, to take memory once.
@@ -104,8 +114,11 @@ class Kernel(ABC):
             NotFiniteError: A sum is NaN or infinite. The residual is then partly updated and must not be used again.
             ValueError: Shapes, dtypes, tau or clip cannot work.
         """
-        update = (delta,) if base is None else (delta, base)
-        _check_vectors(residual, *update)
+        _check_vectors(residual, delta, *(() if base is None else (base,)))
+        update = Added(delta, base, put_back and base is not None)
+        if update.put_back and (np.may_share_memory(residual, delta) or np.may_share_memory(base, delta)):
+            msg = "delta: expected memory of its own to put the base back into, received another vector's"
+            raise ValueError(msg)
         quantum, bound = checked_threshold(tau, clip)
         return self._extract(residual, update, quantum, bound, max(1, threads), max(0, expected))
 
@@ -139,12 +152,9 @@ class Kernel(ABC):
 
     @abstractmethod
     def _extract(
-        self, residual: Floats, update: Sequence[Floats], tau: float, clip: float, threads: int, expected: int
+        self, residual: Floats, update: Added, tau: float, clip: float, threads: int, expected: int
     ) -> Extracted:
-        """See `extract`; tau and clip are float32 numbers, clip is infinite when there is no clipping.
-
-        ``update`` is a vector, or one and its base.
-        """
+        """See `extract`; tau and clip are float32 numbers, clip is infinite when there is no clipping."""
 
     @abstractmethod
     def _gather(self, vector: Floats, places: Positions) -> Floats:

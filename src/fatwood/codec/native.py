@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fatwood.codec import native_coders
-from fatwood.codec.kernel import Extracted, Floats, Kernel, Positions, RicePlan, Signed, Signs
+from fatwood.codec.kernel import Added, Extracted, Floats, Kernel, Positions, RicePlan, Signed, Signs
 from fatwood.errors import NotFiniteError
 
 __all__ = ["NativeKernel", "native_kernels"]
@@ -56,7 +56,7 @@ _P, _I, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 _PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "fw_tile": (_N, ()),
     "fw_supports": (_N, (_N,)),
-    "fw_extract": (None, (_N, _P, _P, _P, _I, _F, _F, _P, _P, _I, ctypes.POINTER(_Extraction))),
+    "fw_extract": (None, (_N, _P, _P, _P, _N, _I, _F, _F, _P, _P, _I, ctypes.POINTER(_Extraction))),
     "fw_add": (None, (_N, _P, _P, _I)),
     "fw_gather": (_I, (_P, _I, _P, _I, _P)),
     "fw_add_signed": (None, (_P, _I, _I, ctypes.POINTER(_Signed), _I)),
@@ -107,13 +107,23 @@ class NativeKernel(Kernel):
         self._library.fw_add(self._level, _target(vector), delta.ctypes.data, vector.size)
 
     def _extract(
-        self, residual: Floats, update: Sequence[Floats], tau: float, clip: float, threads: int, expected: int
+        self, residual: Floats, update: Added, tau: float, clip: float, threads: int, expected: int
     ) -> Extracted:
         _target(residual)
         if residual.size == 0:
             return Extracted(np.empty(0, np.int64), np.empty(0, np.bool_), 0.0)
-        apart = [one.copy() if np.may_share_memory(residual, one) else one for one in update]
-        sources = [_source(one, np.float32) for one in apart]
+        if update.put_back:
+            _target(update.delta)
+        elif np.may_share_memory(residual, update.delta):
+            update = update._replace(delta=update.delta.copy())
+        base = update.base
+        if base is not None and np.may_share_memory(residual, base):
+            base = base.copy()
+        sources = Added(
+            _source(update.delta, np.float32),
+            None if base is None else _source(base, np.float32),
+            update.put_back,
+        )
 
         def work(first: int, last: int) -> tuple[list[Positions], list[Signs], float, int]:
             share = expected * (last - first) // residual.size
@@ -130,7 +140,7 @@ class NativeKernel(Kernel):
     def _extract_range(
         self,
         residual: Floats,
-        update: Sequence[Floats],
+        update: Added,
         tau: float,
         clip: float,
         first: int,
@@ -152,8 +162,9 @@ class NativeKernel(Kernel):
             self._library.fw_extract(
                 self._level,
                 residual.ctypes.data,
-                update[0].ctypes.data,
-                update[1].ctypes.data if len(update) > 1 else None,
+                update.delta.ctypes.data,
+                None if update.base is None else update.base.ctypes.data,
+                update.put_back,
                 last,
                 tau,
                 clip,

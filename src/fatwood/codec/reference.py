@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fatwood.codec import rice, ternary
-from fatwood.codec.kernel import Extracted, Floats, Kernel, Positions, RicePlan, Signed, Signs
+from fatwood.codec.kernel import Added, Extracted, Floats, Kernel, Positions, RicePlan, Signed, Signs
 from fatwood.errors import NotFiniteError
 
 __all__ = ["NumpyKernel"]
@@ -43,7 +43,7 @@ class NumpyKernel(Kernel):
     ternary_limit = 1 << 20  # at about 50 ns for each parameter
 
     def _extract(
-        self, residual: Floats, update: Sequence[Floats], tau: float, clip: float, threads: int, expected: int
+        self, residual: Floats, update: Added, tau: float, clip: float, threads: int, expected: int
     ) -> Extracted:
         parts = max(1, min(threads, residual.size // _GROUP))
         if parts == 1:
@@ -106,7 +106,7 @@ class NumpyKernel(Kernel):
 
 def _extract_range(
     residual: Floats,
-    update: Sequence[Floats],
+    update: Added,
     tau: float,
     clip: float,
     start: int,
@@ -170,14 +170,18 @@ class _Search:
         self._touched = np.ones(words + self._padding, np.bool_)
         self._touched_before = 0
 
-    def add_and_find(self, residual: Floats, update: Sequence[Floats], start: int, stop: int) -> Positions:
+    def add_and_find(self, residual: Floats, update: Added, start: int, stop: int) -> Positions:
         """Adds on ``start`` to ``stop`` and returns the positions there that tau does not exceed; NaN is among them."""
         for first in range(start, stop, _CHUNK):
             last = min(first + _CHUNK, stop)
             chunk = residual[first:last]
-            added = update[0][first:last]
-            if len(update) > 1:
-                added = np.subtract(added, update[1][first:last], out=self._magnitude[: last - first])
+            added = update.delta[first:last]
+            if update.base is not None:
+                base = update.base[first:last]
+                difference = np.subtract(added, base, out=self._magnitude[: last - first])
+                if update.put_back:
+                    np.copyto(added, base)
+                added = difference
             np.add(chunk, added, out=chunk)
             magnitude = np.abs(chunk, out=self._magnitude[: last - first])
             # "Not below" and not "at least", so that a NaN is reached.

@@ -34,7 +34,13 @@ _BITS = 3
 
 
 def extract(
-    residual: Tensor, delta: Tensor, tau: float, clip: float | None = None, *, base: Tensor | None = None
+    residual: Tensor,
+    delta: Tensor,
+    tau: float,
+    clip: float | None = None,
+    *,
+    base: Tensor | None = None,
+    put_back: bool = False,
 ) -> Extracted:
     """`fatwood.codec.kernel.Kernel.extract` on a device.
 
@@ -43,10 +49,11 @@ def extract(
 
     Args:
         residual: (n,) float32, changed in place.
-        delta: (n,) float32 on the same device, left alone.
+        delta: (n,) float32 on the same device, left alone, unless it is put back.
         tau: The threshold; it is rounded to float32 first.
         clip: Bound on the residual after the subtraction, at least ``tau``, or None for no clipping.
         base: (n,) what the update is counted from, left alone, or None.
+        put_back: With a base, copy it into ``delta``.
 
     Returns:
         Positions, signs and clipped mass, on the host.
@@ -63,7 +70,13 @@ def extract(
         for start in range(0, residual.numel(), _CHUNK):
             sums = residual[start : start + _CHUNK]
             added = delta[start : start + _CHUNK]
-            sums.add_(added if base is None else added - base[start : start + _CHUNK])
+            if base is None:
+                sums.add_(added)
+            else:
+                before = base[start : start + _CHUNK]
+                sums.add_(added - before)
+                if put_back:
+                    added.copy_(before)
             # "Not below" and not "at least", so that a NaN is reached.
             reached = sums.abs().lt(quantum).logical_not_().nonzero().squeeze(1)
             values = sums[reached]

@@ -38,6 +38,8 @@ class Difference(NamedTuple):
 
     after: Vector
     before: Vector
+    put_back: bool = False
+    """Whoever encodes it copies ``before`` into ``after`` in that pass."""
 
 
 Update: TypeAlias = "Vector | Difference"

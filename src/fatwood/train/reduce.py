@@ -70,8 +70,8 @@ class Reducer(ABC):
         """Send the prepared message; return the parts of the outcome, first every worker's header (and payload)."""
 
     @abstractmethod
-    def add_reduced(self, step: int, outcome: Outcome, headers: Sequence[Header], target: Vector) -> None:
-        """Add the mean of all workers' vectors, weighted by ``share``, to ``target`` of shape ``(n,)`` in place.
+    def add_reduced(self, step: int, outcome: Outcome, headers: Sequence[Header], *targets: Vector) -> None:
+        """Add the mean of all workers' vectors, weighted by ``share``, to each target of shape ``(n,)`` in place.
 
         With the reduction ``"sum"`` it is the sum of the vectors whose share is not 0.
         """
@@ -138,10 +138,11 @@ class DenseReducer(Reducer):
             parts.append(mean.astype("<f4", copy=False).view(np.uint8).data)
         return parts
 
-    def add_reduced(self, step: int, outcome: Outcome, headers: Sequence[Header], target: Vector) -> None:
+    def add_reduced(self, step: int, outcome: Outcome, headers: Sequence[Header], *targets: Vector) -> None:
         """See :meth:`Reducer.add_reduced`."""
         del step, headers
-        add(target, np.frombuffer(outcome.parts[-1], "<f4"))
+        for target in targets:
+            add(target, np.frombuffer(outcome.parts[-1], "<f4"))
 
     def message_bytes(self, size: int) -> int:
         """Header and four bytes a parameter."""
@@ -188,13 +189,14 @@ class ThresholdReducer(Reducer):
         """See :meth:`Reducer.play`."""
         return exchange.gather(step, self._message)
 
-    def add_reduced(self, step: int, outcome: Outcome, headers: Sequence[Header], target: Vector) -> None:
+    def add_reduced(self, step: int, outcome: Outcome, headers: Sequence[Header], *targets: Vector) -> None:
         """See :meth:`Reducer.add_reduced`."""
+        first, *others = targets
         sent = [(part, h) for part, h in zip(outcome.parts, headers, strict=True) if h.share]
         total = sum(header.share for _, header in sent)
         payloads = [header.payload_in(part) for part, header in sent]
         scales = [1.0 if self._reduction == "sum" else header.share / total for _, header in sent]
-        apply_messages(payloads, target, scales, step, threads=self._encoder.threads)
+        apply_messages(payloads, first, scales, step, others=others, threads=self._encoder.threads)
 
     def message_bytes(self, size: int) -> int:
         """Header and encoded payload, as they are."""

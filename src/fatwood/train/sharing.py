@@ -53,6 +53,8 @@ class Sharing:
         read_once = self._reducer.reads_once and self.steps_alone and self._moments is None
         kept = 0 if read_once and not strategy.staleness else 1 + strategy.staleness
         self._vectors = [zeros(self.size, flat.device) for _ in range(kept)]
+        self._returned = False
+        """The parameters are the agreed ones again, since the message was made."""
 
     @property
     def sparsity(self) -> Sparsity | None:
@@ -70,7 +72,7 @@ class Sharing:
         Where nothing keeps it, it is a difference, valid until the parameters change.
         """
         if not self._vectors:
-            return Difference(self._local.flat.values, self._start)
+            return Difference(self._local.flat.values, self._start, put_back=self._start is self.agreed)
         self._vectors.append(self._vectors.pop(0))
         vector, flat = self._vectors[0], self._local.flat
         if self.steps_alone:
@@ -94,6 +96,7 @@ class Sharing:
             self._reducer.prepare(number, header, vector)
         except NotFiniteError as error:
             raise self._located(error) from None
+        self._returned = isinstance(vector, Difference) and vector.put_back and header.share > 0
         return self._reducer.message_bytes(self.size)
 
     def play(self, exchange: Exchange, number: int) -> Sequence[Buffer]:
@@ -109,10 +112,16 @@ class Sharing:
         local, n = self._local, self._local.flat.size
         if self._velocity is not None:
             self._velocity.decay()
-            self._reducer.add_reduced(number, outcome, headers, self._velocity.array)
         if self.steps_alone and self._outer is None and self._moments is None:
-            self._reducer.add_reduced(number, outcome, headers, self.agreed)  # sparse: touches what was sent
+            # what is sparse touches what was sent alone, of each of these
+            ahead = () if self._velocity is None else (self._velocity.array,)
+            network = (local.flat.values,) if self._returned else ()
+            self._reducer.add_reduced(number, outcome, headers, self.agreed, *ahead, *network)
+            if self._returned:
+                return
         else:
+            if self._velocity is not None:
+                self._reducer.add_reduced(number, outcome, headers, self._velocity.array)
             mean = zeros(self.size, local.flat.device)
             self._reducer.add_reduced(number, outcome, headers, mean)
             if not self.steps_alone:
@@ -130,6 +139,7 @@ class Sharing:
         """Undo local steps that were not agreed on."""
         if self.steps_alone:
             put(self._local.flat.values, self.agreed)
+        self._returned = False
 
     def state(self) -> dict[str, Any]:
         """What must survive this fit."""
