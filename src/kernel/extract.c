@@ -167,6 +167,16 @@ void fw_add(int32_t level, float *residual, const float *delta, int64_t n) {
     add_portable(residual, delta, n);
 }
 
+void fw_weighted(const float *restrict first, const float *restrict second, float a, const float *restrict third, float b,
+                 int64_t n, float *restrict out, float *restrict also) {
+    for (int64_t i = 0; i < n; i++) {
+        float sum = first[i] + a * second[i];
+        sum += b * third[i];
+        out[i] = sum;
+        also[i] = sum;
+    }
+}
+
 #define FW_GATHER_AHEAD 128 /* places between prefetch and use: every one may be in a page of its own */
 
 int64_t fw_gather(const float *vector, int64_t n, const int64_t *places, int64_t count, float *out) {

@@ -53,6 +53,10 @@ FW_EXPORT void fw_extract(int32_t level, float *residual, float *delta, const fl
 /* residual[0:n] += delta[0:n]: what any encoder must do at least, the floor that benchmarks compare with. */
 FW_EXPORT void fw_add(int32_t level, float *residual, const float *delta, int64_t n);
 
+/* out[i] = also[i] = (first[i] + a * second[i]) + b * third[i]. */
+FW_EXPORT void fw_weighted(const float *first, const float *second, float a, const float *third, float b, int64_t n,
+                           float *out, float *also);
+
 /* out[i] = vector[places[i]]. Returns how many were copied; below count when a place is not in 0 ... n - 1. */
 FW_EXPORT int64_t fw_gather(const float *vector, int64_t n, const int64_t *places, int64_t count, float *out);
 

@@ -228,6 +228,33 @@ class TestExtract:
         assert not vector.any()
 
 
+class TestWeighted:
+    """A sum of three vectors, into two."""
+
+    @every_kernel
+    @settings(max_examples=40, deadline=None)
+    @given(data=st.data(), a=st.floats(-4, 4, width=32), b=st.floats(-4, 4, width=32))
+    def test_is_numpys_to_the_bit(self, kernel, data, a, b):
+        first = data.draw(wild)
+        second, third = (data.draw(float32_vectors(first.size, largest=LARGEST / 64)) for _ in "23")
+        out, also = np.empty_like(first), np.empty_like(first)
+        kernel.weighted(first, ((a, second), (b, third)), out, also)
+        with np.errstate(over="ignore"):
+            expected = first + np.float32(a) * second + np.float32(b) * third
+        assert same_bits(out, expected)
+        assert same_bits(also, expected)
+
+    @every_kernel
+    def test_of_what_is_written_there_is_no_second_name(self, kernel):
+        vectors = [np.zeros(8, np.float32) for _ in range(5)]
+        first, second, third, out, also = vectors
+        for wrong in ((out, out), (first, also), (out, third)):
+            with pytest.raises(ValueError, match="memory of its own"):
+                kernel.weighted(first, ((1.0, second), (2.0, third)), *wrong)
+        with pytest.raises(ValueError, match="expected"):
+            kernel.weighted(first, ((1.0, second), (2.0, third)), out, also[:-1])
+
+
 class TestGather:
     """Places, near each other and far apart."""
 

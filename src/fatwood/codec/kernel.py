@@ -14,14 +14,24 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fatwood.errors import OptionError
 
-__all__ = ["Added", "Extracted", "Kernel", "RicePlan", "Signed", "active", "available", "checked_threshold"]
+__all__ = [
+    "Added",
+    "Extracted",
+    "Kernel",
+    "RicePlan",
+    "Signed",
+    "Term",
+    "active",
+    "available",
+    "checked_threshold",
+]
 
 Floats = NDArray[np.float32]
 Positions = NDArray[np.int64]
@@ -45,6 +55,10 @@ class Added(NamedTuple):
     delta: Floats  # (n,)
     base: Floats | None  # (n,) where delta is counted from
     put_back: bool  # delta becomes base
+
+
+Term: TypeAlias = tuple[float, Floats]
+"""A factor and the vector that it scales."""
 
 
 class Signed(NamedTuple):
@@ -122,6 +136,27 @@ class Kernel(ABC):
         quantum, bound = checked_threshold(tau, clip)
         return self._extract(residual, update, quantum, bound, max(1, threads), max(0, expected))
 
+    def weighted(self, first: Floats, terms: tuple[Term, Term], out: Floats, also: Floats) -> None:
+        """``out = also = (first + a * second) + b * third``, rounding every product and sum to float32, in one pass.
+
+        Args:
+            first: (n,)
+            terms: ``((a, second), (b, third))``, vectors (n,); the factors are rounded to float32.
+            out: (n,) overwritten; it shares memory with no other.
+            also: (n,) overwritten; it shares memory with no other.
+
+        Raises:
+            ValueError: Shapes or dtypes differ, or a vector that is written is another one, too.
+        """
+        vectors = (first, *(vector for _, vector in terms))
+        _check_vectors(first, *vectors, out, also)
+        if any(np.may_share_memory(written, one) for written in (out, also) for one in vectors) or (
+            np.may_share_memory(out, also)
+        ):
+            msg = "out: expected memory of its own, received another vector's"
+            raise ValueError(msg)
+        self._weighted(first, terms, out, also)
+
     def gather(self, vector: Floats, places: Positions) -> Floats:
         """``vector[places]``, fast where the places are far apart and in no cache.
 
@@ -155,6 +190,10 @@ class Kernel(ABC):
         self, residual: Floats, update: Added, tau: float, clip: float, threads: int, expected: int
     ) -> Extracted:
         """See `extract`; tau and clip are float32 numbers, clip is infinite when there is no clipping."""
+
+    @abstractmethod
+    def _weighted(self, first: Floats, terms: tuple[Term, Term], out: Floats, also: Floats) -> None:
+        """See `weighted`."""
 
     @abstractmethod
     def _gather(self, vector: Floats, places: Positions) -> Floats:

@@ -18,7 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fatwood.codec import native_coders
-from fatwood.codec.kernel import Added, Extracted, Floats, Kernel, Positions, RicePlan, Signed, Signs
+from fatwood.codec.kernel import (
+    Added,
+    Extracted,
+    Floats,
+    Kernel,
+    Positions,
+    RicePlan,
+    Signed,
+    Signs,
+    Term,
+)
 from fatwood.errors import NotFiniteError
 
 __all__ = ["NativeKernel", "native_kernels"]
@@ -58,6 +68,7 @@ _PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "fw_supports": (_N, (_N,)),
     "fw_extract": (None, (_N, _P, _P, _P, _N, _I, _F, _F, _P, _P, _I, ctypes.POINTER(_Extraction))),
     "fw_add": (None, (_N, _P, _P, _I)),
+    "fw_weighted": (None, (_P, _P, _F, _P, _F, _I, _P, _P)),
     "fw_gather": (_I, (_P, _I, _P, _I, _P)),
     "fw_add_signed": (None, (_P, _I, _I, ctypes.POINTER(_Signed), _I)),
     "fw_rice_plan": (None, (_P, _P, _I, _P, _P)),
@@ -180,6 +191,12 @@ class NativeKernel(Kernel):
             found += state.count
             guess = found * (last - state.next) // max(1, state.next - first) * 5 // 4
         return positions, negative, float(state.clipped), int(state.bad)
+
+    def _weighted(self, first: Floats, terms: tuple[Term, Term], out: Floats, also: Floats) -> None:
+        (a, second), (b, third) = terms
+        sources = [_source(vector, np.float32) for vector in (first, second, third)]
+        one, two, three = (vector.ctypes.data for vector in sources)
+        self._library.fw_weighted(one, two, a, three, b, out.size, _target(out), _target(also))
 
     def _gather(self, vector: Floats, places: Positions) -> Floats:
         places, out = _source(places, np.int64), np.empty(places.size, np.float32)

@@ -15,7 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fatwood.codec import rice, ternary
-from fatwood.codec.kernel import Added, Extracted, Floats, Kernel, Positions, RicePlan, Signed, Signs
+from fatwood.codec.kernel import (
+    Added,
+    Extracted,
+    Floats,
+    Kernel,
+    Positions,
+    RicePlan,
+    Signed,
+    Signs,
+    Term,
+)
 from fatwood.errors import NotFiniteError
 
 __all__ = ["NumpyKernel"]
@@ -60,6 +70,15 @@ class NumpyKernel(Kernel):
             np.concatenate([part.negative for part in found]),
             sum(part.clipped_mass for part in found),
         )
+
+    def _weighted(self, first: Floats, terms: tuple[Term, Term], out: Floats, also: Floats) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            for start in range(0, out.size, _CHUNK):
+                part = slice(start, start + _CHUNK)
+                total = first[part]
+                for factor, vector in terms:
+                    total = total + np.float32(factor) * vector[part]
+                out[part] = also[part] = total
 
     def _gather(self, vector: Floats, places: Positions) -> Floats:
         if places.size and not 0 <= places.min() <= places.max() < vector.size:

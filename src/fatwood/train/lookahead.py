@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fatwood.codec import kernel
 from fatwood.codec.vectors import Vector, as_tensor, host, put, zeros
 from fatwood.errors import OptionError
 from fatwood.train.checks import require_number
@@ -80,9 +81,14 @@ class Velocity:
             residual: ``(n,)``, the worker's own.
             parameters: ``(n,)``, the network's own memory.
         """
+        share, velocity = self._rule.residual, self._rule.velocity
+        if isinstance(parameters, np.ndarray):
+            terms = (share, host(residual)), (velocity, host(self.array))
+            kernel.active().weighted(host(agreed), terms, host(self.point), parameters)
+            return
         point = as_tensor(self.point)
-        torch.add(as_tensor(agreed), as_tensor(residual), alpha=self._rule.residual, out=point)
-        point.add_(as_tensor(self.array), alpha=self._rule.velocity)
+        torch.add(as_tensor(agreed), as_tensor(residual), alpha=share, out=point)
+        point.add_(as_tensor(self.array), alpha=velocity)
         put(parameters, self.point)
 
     def state(self) -> dict[str, Any]:
