@@ -1,6 +1,7 @@
 """Time to a fixed quality on a real Spark cluster with slow links, beside PyTorch's and Deeplearning4j's ways.
 
     python benchmarks/network.py --mnist FOLDER --json                       # four workers, 11 M parameters, 100 Mbit/s and 1 Gbit/s
+    python benchmarks/network.py --parts links --steps-of FILE               # times alone, on a quiet machine
     python benchmarks/network.py --quick                                     # few steps, to see that all of it runs
     python benchmarks/network.py --workers 2 --mbit 100 1000 0 --task cnn    # other cells; 0 is a link that is not shaped
     python benchmarks/network.py --mnist FOLDER --tune --methods dl4j --rates 1 2    # times the rate of the table
@@ -47,6 +48,8 @@ LOOK = 10
 TIMED, TIMED_SLOW, TIMED_QUICK = 30, 16, 8
 """Steps of a run that is timed only; of one whose steps take seconds; with ``--quick``."""
 LIMIT_SECONDS = 3600.0
+PARTS = ("steps", "gaps", "links")
+"""Steps that rivals need, what is lost in the end, and times on links."""
 _OVERHEAD = ("ours-0.1%", "compute")
 _SELDOM = ("topk-1%", "ours-1%", "ours-0.1%-ahead", "ours-0.1%-stale")
 """Run only when they are asked for: exact top-k takes several times as long as from a sample."""
@@ -222,14 +225,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     methods = [name for name in METHODS if name in arguments.methods]
     curves: dict[str, Measured] = {}
     found: dict[str, Any] = {}
-    if not arguments.quick:
-        asked = curve_cells(base, methods, task.target)
+    if arguments.steps_of:
+        last = Path(arguments.steps_of).read_text(encoding="utf-8").splitlines()[-1]
+        curves = {name: Measured.from_json(one) for name, one in json.loads(last)["curves"].items()}
+    asked: list[Cell] = []
+    if not arguments.quick and "steps" in arguments.parts:
+        asked += curve_cells(base, methods, task.target)
+    if not arguments.quick and "gaps" in arguments.parts:
         asked += [cell for seed in arguments.seeds for cell in gap_cells(replace(base, seed=seed))]
+    if asked:
         unshaped = run(asked, arguments.workers, None)
-        curves = {one.cell["method"]: one for one in unshaped if not one.cell["falling"]}
+        curves |= {one.cell["method"]: one for one in unshaped if not one.cell["falling"]}
         found["quality_gaps"] = gaps(unshaped, language=arguments.task == "transformer")
     table = []
-    for given in arguments.mbit:
+    for given in arguments.mbit if "links" in arguments.parts else ():
         mbit = given or None
         slow = mbit is not None and mbit < 500
         count = TIMED_QUICK if arguments.quick else TIMED
@@ -247,7 +256,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             found["overhead_1gbit"] = overhead(timed, None)
             found["overhead_1gbit_large"] = overhead(timed, large)
     setting = {"task": arguments.task, "workers": arguments.workers, "target": task.target}
-    curves_json = {name: one.points for name, one in curves.items()}
+    curves_json = {name: one.to_json() for name, one in curves.items()}
     return {**found, **setting, "quick": arguments.quick, "table": table, "curves": curves_json}
 
 
@@ -311,6 +320,10 @@ def main() -> None:
         "--quick", action="store_true", help="few steps; speed-ups are then of step times alone"
     )
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument(
+        "--steps-of", metavar="FILE", help="take the rivals' steps from what --json printed of an earlier run"
+    )
     parser.add_argument("--rates", nargs="+", type=float, default=[0.5, 1.0, 2.0, 4.0], metavar="TIMES")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     arguments = parser.parse_args()
