@@ -65,7 +65,7 @@ _DENSE = ("alone", "ddp_fp32", "ddp_fp16", "powersgd-1", "powersgd-2", "powersgd
 _SPARSE = tuple(name for name, of in METHODS.items() if of["kind"] in ("topk", "ours"))
 
 RATES: dict[str, dict[str, float]] = {
-    "resnet": {**dict.fromkeys(_DENSE, 0.02), **dict.fromkeys(_SPARSE, 0.01), "dl4j": 0.0025},
+    "resnet": {**dict.fromkeys(_DENSE, 0.02), **dict.fromkeys(_SPARSE, 0.01), "dl4j": 0.00125},
     "cnn": {**dict.fromkeys(_DENSE, 0.05), **dict.fromkeys(_SPARSE, 0.05), "dl4j": 0.0125},
     "transformer": {**dict.fromkeys(_DENSE, 1e-3), **dict.fromkeys(_SPARSE, 1e-3), "dl4j": 2.5e-4},
 }
