@@ -2,7 +2,7 @@
 
     python benchmarks/network_plots.py RESULTS.json DIRECTORY
 
-draws it, once for light and once for dark pages, from the last line of ``network.py --json``. It needs matplotlib
+draws it from the last line of ``network.py --json``. On a dark page an SVG takes other colours by itself. It needs matplotlib
 (``pip install matplotlib``).
 """
 
@@ -16,10 +16,9 @@ from typing import Any
 
 from network_cells import OURS, RIVALS
 
-THEMES = {
-    "light": {"ink": "#222222", "grey": "#b8bcc2", "ours": "#c2410c"},
-    "dark": {"ink": "#e6e6e6", "grey": "#5b6470", "ours": "#fb923c"},
-}
+INK, GREY, BRIGHT = "#222222", "#b8bcc2", "#c2410c"
+DARK = {INK: "#e6e6e6", GREY: "#5b6470", BRIGHT: "#fb923c"}
+"""What a colour becomes on a dark page."""
 NAMES = {
     "alone": "one process",
     "ddp_fp32": "DDP, float32",
@@ -46,8 +45,8 @@ def fastest(table: Sequence[Mapping[str, Any]], mbit: float | None, ours: Sequen
     return found
 
 
-def draw(results: Mapping[str, Any], directory: Path, suffix: str = "svg") -> list[Path]:
-    """Write the figure for both kinds of pages.
+def draw(results: Mapping[str, Any], directory: Path, suffix: str = "svg") -> Path:
+    """Write the figure.
 
     Args:
         results: As `network.py` prints them with ``--json``.
@@ -55,7 +54,7 @@ def draw(results: Mapping[str, Any], directory: Path, suffix: str = "svg") -> li
         suffix: ``svg`` or ``png``.
 
     Returns:
-        The files.
+        The file.
 
     Raises:
         ImportError: No matplotlib.
@@ -65,16 +64,24 @@ def draw(results: Mapping[str, Any], directory: Path, suffix: str = "svg") -> li
     matplotlib.use("Agg")
     matplotlib.rcParams.update({"svg.hashsalt": "fatwood", "font.size": 10})
     directory.mkdir(parents=True, exist_ok=True)
-    written = []
-    for theme, colors in THEMES.items():
-        path = directory / f"network_{results['task']}_{theme}.{suffix}"
-        metadata = {"Date": None} if suffix == "svg" else None
-        _figure(results, colors).savefig(path, metadata=metadata, dpi=120, transparent=True)
-        written.append(path)
-    return written
+    path = directory / f"network_{results['task']}.{suffix}"
+    if suffix == "svg":
+        _figure(results).savefig(path, metadata={"Date": None}, transparent=True)
+        path.write_text(_themed(path.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        _figure(results).savefig(path, dpi=120)
+    return path
 
 
-def _figure(results: Mapping[str, Any], colors: Mapping[str, str]) -> Any:
+def _themed(svg: str) -> str:
+    rules = " ".join(
+        f'[style*="fill: {light}"] {{ fill: {dark} !important }}' for light, dark in DARK.items()
+    )
+    style = f"<style>@media (prefers-color-scheme: dark) {{ {rules} }}</style>"
+    return svg.replace("<defs>", f"{style}<defs>", 1)
+
+
+def _figure(results: Mapping[str, Any]) -> Any:
     from matplotlib import pyplot
 
     links = sorted({row["mbit"] for row in results["table"]}, key=lambda mbit: mbit or float("inf"))
@@ -85,14 +92,14 @@ def _figure(results: Mapping[str, Any], colors: Mapping[str, str]) -> Any:
     for axis, mbit, seconds in zip(axes[0], links, bars, strict=True):
         order = sorted(seconds, key=lambda name: -seconds[name])
         values = [seconds[name] for name in order]
-        shades = [colors["ours"] if name == "ours" else colors["grey"] for name in order]
+        shades = [BRIGHT if name == "ours" else GREY for name in order]
         axis.barh([NAMES[name] for name in order], values, color=shades, height=0.66)
         for place, (name, value) in enumerate(zip(order, values, strict=True)):
             times = "" if name == "ours" else f"  ({value / seconds['ours']:.1f} x)"
-            axis.text(value, place, f" {value:,.0f} s{times}", va="center", color=colors["ink"], fontsize=9)
+            axis.text(value, place, f" {value:,.0f} s{times}", va="center", color=INK, fontsize=9)
         axis.set_xlim(0, 1.32 * max(values))
-        axis.set_title(_link(mbit), loc="left", color=colors["ink"], fontsize=11)
-        axis.tick_params(axis="y", length=0, labelcolor=colors["ink"])
+        axis.set_title(_link(mbit), loc="left", color=INK, fontsize=11)
+        axis.tick_params(axis="y", length=0, labelcolor=INK)
         axis.set_xticks([])
         for spine in axis.spines.values():
             spine.set_visible(False)
@@ -110,8 +117,7 @@ def main() -> None:
     if len(sys.argv) != 3:
         raise SystemExit(__doc__)
     lines = Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()
-    for path in draw(json.loads(lines[-1]), Path(sys.argv[2])):
-        print(path)
+    print(draw(json.loads(lines[-1]), Path(sys.argv[2])))
 
 
 if __name__ == "__main__":
