@@ -203,7 +203,9 @@ def test_a_rate_rises_and_falls(scripts: SimpleNamespace) -> None:
     assert cells.Cell(**constant.to_json()) == constant
 
 
-def test_all_figures_of_a_whole_run(scripts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_figures_of_a_whole_run(
+    scripts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Everything but the cluster: which cells are asked for, and what is made of them."""
     cells, network = scripts.network_cells, scripts.network
 
@@ -219,11 +221,18 @@ def test_all_figures_of_a_whole_run(scripts: SimpleNamespace, monkeypatch: pytes
         return cells.Measured(cell=cell.to_json(), points=points, step_seconds=[step] * 3)
 
     monkeypatch.setattr(network, "run", lambda asked, _, mbit: [measured(cell, mbit) for cell in asked])
-    arguments = SimpleNamespace(
-        task="resnet", steps=None, seed=0, mnist=None, methods=list(cells.METHODS), quick=False
-    )
-    found = network.measure(SimpleNamespace(**vars(arguments), workers=4, mbit=[100.0, 1000.0]))
-    assert found["quality_gap"] == pytest.approx(1.0)
+    given = {
+        "task": "resnet",
+        "steps": None,
+        "seeds": [0, 3],
+        "mnist": None,
+        "quick": False,
+        "steps_of": None,
+    }
+    given |= {"methods": list(cells.METHODS), "workers": 4, "mbit": [100.0, 1000.0], "parts": network.PARTS}
+    found = network.measure(SimpleNamespace(**given))
+    gaps = [{"seed": seed, "ours": 0.02, "alone": 0.01, "lost": pytest.approx(1.0)} for seed in (0, 3)]
+    assert found["quality_gaps"] == gaps
     assert found["overhead_1gbit"] == pytest.approx(0.1)
     assert found["overhead_1gbit_large"] == pytest.approx(0.62 / 0.6 - 1)
     for rival in cells.RIVALS:  # as many steps for all, so the ratio of their times
@@ -232,4 +241,9 @@ def test_all_figures_of_a_whole_run(scripts: SimpleNamespace, monkeypatch: pytes
     how = {one["method"]: one["how"] for one in found["table"] if one["mbit"] == 100.0}
     assert how["ours-1%-ahead"] == "run"
     assert how["ddp_fp32"] == "steps x step time"
-    json.dumps(found)
+    # the steps of one run, the links of another
+    told = tmp_path / "steps.txt"
+    told.write_text("what came before\n" + json.dumps(found))
+    again = network.measure(SimpleNamespace(**given | {"parts": ("links",), "steps_of": str(told)}))
+    assert again["speedup_1gbit"] == found["speedup_1gbit"]
+    assert "quality_gaps" not in again

@@ -115,7 +115,7 @@ def ranks_may_have_gaps(make_group: MakeGroup) -> None:
 
 def waits_are_booked_on_who_came_last(make_group: MakeGroup) -> None:
     """Those in time wait for the late one, who waits for nobody; a worker alone has nobody to wait for."""
-    late_seconds = 0.3
+    late_seconds = 0.8  # a busy machine makes the others late, too
     calls: list[Callable[[Exchange], object]] = [
         lambda e: e.gather(0, b"x"),
         lambda e: e.swap(1, [b"x"] * 3),
