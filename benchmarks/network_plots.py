@@ -1,8 +1,8 @@
-"""The figure of `network.py`: how long each way of training takes to the same quality, link by link.
+"""The figure and the tables of `network.py`: how long each way of training takes to the same quality, link by link.
 
     python benchmarks/network_plots.py RESULTS.json DIRECTORY
 
-draws it from the last line of ``network.py --json``. On a dark page an SVG takes other colours by itself. It needs matplotlib
+prints the tables as Markdown and draws the figure from the last line of ``network.py --json``. On a dark page an SVG takes other colours by itself. It needs matplotlib
 (``pip install matplotlib``).
 """
 
@@ -43,6 +43,42 @@ def fastest(table: Sequence[Mapping[str, Any]], mbit: float | None, ours: Sequen
         if seconds:
             found[name] = min(seconds)
     return found
+
+
+def tables(results: Mapping[str, Any]) -> str:
+    """A row for each method, as Markdown, a table for each link."""
+    rows = results["table"]
+    parts = []
+    for mbit in sorted({row["mbit"] for row in rows}, key=lambda mbit: mbit or float("inf")):
+        lines = [
+            f"| {_link(mbit)} | learning rate | steps | step, ms | seconds | sent a step | of a step, ms |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        here = [row for row in rows if row["mbit"] == mbit]
+        here.sort(key=lambda row: (row["seconds"] is None, row["seconds"] or row["step_s"] or 0.0))
+        lines += [_row(row) for row in here]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    def shown(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    phases = row["phases"]
+    named = ", ".join(f"{name} {1000 * phases[name]:.0f}" for name in sorted(phases) if phases[name] > 0.5e-3)
+    sent = row["sent_bytes"]
+    size = f"{sent / 1e6:.1f} MB" if sent >= 1e6 else f"{sent / 1e3:.0f} kB" if sent else ""
+    cells = (
+        f"`{row['method']}`",
+        shown(row["rate"], "g"),
+        shown(row["steps"], ".0f"),
+        shown(1000 * row["step_s"] if row["step_s"] else None, ".0f"),
+        shown(row["seconds"], ".1f"),
+        size,
+        named,
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def draw(results: Mapping[str, Any], directory: Path, suffix: str = "svg") -> Path:
@@ -117,7 +153,9 @@ def main() -> None:
     if len(sys.argv) != 3:
         raise SystemExit(__doc__)
     lines = Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()
-    print(draw(json.loads(lines[-1]), Path(sys.argv[2])))
+    results = json.loads(lines[-1])
+    print(tables(results))
+    print(draw(results, Path(sys.argv[2])))
 
 
 if __name__ == "__main__":
