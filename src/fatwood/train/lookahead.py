@@ -34,7 +34,7 @@ __all__ = ["LookAhead", "Velocity"]
 
 @dataclass(frozen=True, kw_only=True)
 class LookAhead:
-    """How far a worker of a sparse strategy looks ahead; it costs four more passes over the parameters a step."""
+    """How far a worker of a sparse strategy looks ahead; it costs three more passes over the parameters a step."""
 
     residual: float = 0.5
     """Share of the worker's own residual, 0 to 1."""
