@@ -60,7 +60,7 @@ def test_the_defaults_that_the_guide_names_are_those_of_the_code() -> None:
     rule = ResidualClipping()
     assert f"every {rule.every} steps residuals are cut to {rule.max_multiple:g} tau" in text
     assert f"| `patience={EarlyStopping().patience}` |" in text
-    table = text.split("### `GradientSharing`", 1)[1].split("\n\n")[1]
+    table = text.split("### `GradientSharing`", 1)[1].split("| option ", 1)[1].split("\n\n")[0]
     options = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", table, re.MULTILINE))
     code = GradientSharing()
     assert options.keys() == {f for f in code.__dataclass_fields__ if f != "every"}
