@@ -15,8 +15,9 @@ Time to quality is (steps until the share of wrong answers on held-out rows, for
 the loss, is the task's `target`, as a mean of three looks) x (median step time on that link). Looks,
 start-up and the first steps are left out for all. Ours is run to the end on each link (`how`: "run"). A rival's arithmetic does not
 depend on the link, so its steps are counted once, without shaping, and its step time is that of real steps on the link (`how`:
-"steps x step time"); the dense steps with which PowerSGD and Deeplearning4j's scheme begin count as the others, which is kind to them.
-Of several variants of a rival the fastest counts. `overhead_1gbit` is our step with one in a thousand sent over that of workers
+"steps x step time"). Steps are timed in turns (`--turns`), all methods but PyTorch's own in each, and the median turn counts; the dense
+steps with which PowerSGD and Deeplearning4j's scheme begin count as the others, which is kind to them. Of several variants of a
+rival the fastest counts. `overhead_1gbit` is our step with one in a thousand sent over that of workers
 which exchange nothing, less 1, with the task's minibatches; `overhead_1gbit_large` with three times as many rows. `quality_gaps` are what we lose, in points of accuracy (of a language model in per cent of loss), to one
 process that trains the same rows, at a learning rate that falls to zero; one for each of ``--seeds``.
 """
@@ -28,6 +29,7 @@ import json
 import math
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -51,7 +53,7 @@ LIMIT_SECONDS = 3600.0
 PARTS = ("steps", "gaps", "links")
 """Steps that rivals need, what is lost in the end, and times on links."""
 _OVERHEAD = ("ours-0.1%", "compute")
-_SELDOM = ("topk-1%", "ours-1%", "ours-0.1%-ahead", "ours-0.1%-stale")
+_SELDOM = ("topk-1%", "ours-1%", "ours-0.5%-ahead", "ours-0.1%-ahead", "ours-0.1%-stale")
 """Run only when they are asked for: exact top-k takes several times as long as from a sample."""
 
 
@@ -107,16 +109,23 @@ def curve_cells(base: Cell, methods: Sequence[str], target: float | None) -> lis
     ]
 
 
-def timed_cells(base: Cell, methods: Sequence[str], steps: int, *, whole: bool, slow: bool) -> list[Cell]:
-    """Runs that show how long a step takes; ours are whole, where asked."""
+def timed_cells(
+    base: Cell, methods: Sequence[str], steps: int, *, turns: int, whole: bool, slow: bool
+) -> list[Cell]:
+    """Runs that show how long a step takes, all methods in turn; ours are whole in the first turn, where asked.
+
+    PyTorch's own and one process are run once: noise is small beside how far they are from the rest.
+    """
     cells = []
-    for name in methods:
-        kind, rate = METHODS[name]["kind"], RATES[base.task].get(name, 0.01)
-        if whole and name in OURS[base.task]:
-            cells.append(replace(base, method=name, rate=rate, every=LOOK))
-        else:
-            few = TIMED_SLOW if slow and kind == "ddp" and "rank" not in METHODS[name] else steps
-            cells.append(replace(base, method=name, rate=rate, steps=min(steps, few)))
+    for turn in range(turns):
+        for name in methods:
+            settings, rate = METHODS[name], RATES[base.task].get(name, 0.01)
+            dense = slow and settings["kind"] == "ddp" and "rank" not in settings
+            if turn == 0 and whole and name in OURS[base.task]:
+                cells.append(replace(base, method=name, rate=rate, every=LOOK))
+            elif turn == 0 or settings["kind"] not in ("ddp", "alone"):
+                few = TIMED_SLOW if dense else steps
+                cells.append(replace(base, method=name, rate=rate, steps=min(steps, few)))
     return cells
 
 
@@ -128,11 +137,20 @@ def gap_cells(base: Cell) -> list[Cell]:
     return [replace(falling, method=name, rate=RATES[base.task][name]) for name in names]
 
 
-def row(timed: Measured, curve: Measured | None, target: float, mbit: float | None) -> dict[str, Any]:
+def step_of(turns: Sequence[Measured]) -> float:
+    """Seconds of a step: the median of the turns' medians; NaN when none was timed."""
+    medians = [one.step_median for one in turns if one.step_seconds]
+    return statistics.median(medians) if medians else math.nan
+
+
+def row(
+    turns: Sequence[Measured], curve: Measured | None, target: float, mbit: float | None
+) -> dict[str, Any]:
     """A method on a link."""
+    timed = turns[0]
     own = timed.steps_to(target) if timed.points else None
     steps = own if own is not None else (None if curve is None else curve.steps_to(target))
-    step = timed.step_median
+    step = step_of(turns)
     return {
         "method": timed.cell["method"],
         "mbit": mbit,
@@ -144,8 +162,9 @@ def row(timed: Measured, curve: Measured | None, target: float, mbit: float | No
         "how": "run" if own is not None else "steps x step time",
         "sent_bytes": timed.sent_bytes,
         "phases": dict(timed.phases),
-        "steps_timed": len(timed.step_seconds),
-        "error": timed.error,
+        "steps_timed": sum(len(one.step_seconds) for one in turns),
+        "turns_s": [one.step_median for one in turns if one.step_seconds],
+        "error": next((one.error for one in turns if one.error), None),
     }
 
 
@@ -197,16 +216,18 @@ def gaps(found: Sequence[Measured], *, language: bool) -> list[dict[str, float]]
     return rows
 
 
-def large_cells(base: Cell, rows: int, steps: int) -> list[Cell]:
+def large_cells(base: Cell, rows: int, steps: int, turns: int) -> list[Cell]:
     """Our sparsest step and computing alone, with larger minibatches."""
     large = replace(base, batch_size=rows, steps=steps)
-    return [replace(large, method=name, rate=RATES[base.task]["alone"]) for name in _OVERHEAD]
+    return [replace(large, method=name, rate=RATES[base.task]["alone"]) for name in _OVERHEAD] * turns
 
 
 def overhead(timed: Sequence[Measured], rows: int | None) -> float | None:
     """Of our sparsest step over computing alone."""
-    steps = {one.cell["method"]: one.step_median for one in timed if one.cell["batch_size"] == rows}
-    mine, compute = (steps.get(name, math.nan) for name in _OVERHEAD)
+    mine, compute = (
+        step_of([one for one in timed if one.cell["method"] == name and one.cell["batch_size"] == rows])
+        for name in _OVERHEAD
+    )
     return mine / compute - 1 if math.isfinite(mine / compute) else None
 
 
@@ -242,13 +263,17 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         mbit = given or None
         slow = mbit is not None and mbit < 500
         count = TIMED_QUICK if arguments.quick else TIMED
-        asked = timed_cells(base, methods, count, whole=not arguments.quick, slow=slow)
+        turns = 1 if arguments.quick else arguments.turns
+        asked = timed_cells(base, methods, count, turns=turns, whole=not arguments.quick, slow=slow)
         large = 3 * task.batch_size
         if link_name(mbit) == "1gbit" and set(_OVERHEAD) <= set(methods):
-            asked += large_cells(base, large, count)
+            asked += large_cells(base, large, count, turns)
         timed = run(asked, arguments.workers, mbit)
-        usual = [one for one in timed if one.cell["batch_size"] is None]
-        rows = [row(one, curves.get(one.cell["method"]), task.target, mbit) for one in usual]
+        usual: dict[str, list[Measured]] = {}
+        for one in timed:
+            if one.cell["batch_size"] is None:
+                usual.setdefault(one.cell["method"], []).append(one)
+        rows = [row(of, curves.get(name), task.target, mbit) for name, of in usual.items()]
         split(rows)
         table += rows
         found[f"speedup_{link_name(mbit)}"] = speedups(rows, ours)
@@ -314,6 +339,9 @@ def main() -> None:
         nargs="+",
         default=[0],
         help="all for the quality in the end, the first for the rest",
+    )
+    parser.add_argument(
+        "--turns", type=int, default=3, help="in which steps are timed; PyTorch's own in the first"
     )
     parser.add_argument("--mnist", help="folder with MNIST's own four files, else the demo's 12,000 digits")
     parser.add_argument(

@@ -43,6 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "dl4j": {"kind": "dl4j", "initial": 1e-3},
     "ours-1%": {"kind": "ours", "density": 1e-2},
     "ours-1%-ahead": {"kind": "ours", "density": 1e-2, "ahead": True},
+    "ours-0.5%-ahead": {"kind": "ours", "density": 5e-3, "ahead": True},
     "ours-0.1%": {"kind": "ours", "density": 1e-3},
     "ours-0.1%-ahead": {"kind": "ours", "density": 1e-3, "ahead": True},
     "ours-0.1%-stale": {"kind": "ours", "density": 1e-3, "staleness": 1},

@@ -159,13 +159,18 @@ def run(spark: Any, cell: Cell, workers: int, folder: Path) -> Measured:
 
 def _dealt(spark: Any, rows: pa.Table, workers: int) -> Any:
     """A frame whose partitions are the workers' rows; Spark makes one of every record batch that it cuts."""
-    name = "spark.sql.execution.arrow.maxRecordsPerBatch"
-    usual = spark.conf.get(name)
-    spark.conf.set(name, rows.num_rows // workers)
+    wanted = {
+        "spark.sql.execution.arrow.maxRecordsPerBatch": rows.num_rows // workers,
+        "spark.sql.execution.arrow.localRelationThreshold": 0,  # else a small table is one partition
+    }
+    usual = {name: spark.conf.get(name) for name in wanted}
+    for name, value in wanted.items():
+        spark.conf.set(name, value)
     try:
         return spark.createDataFrame(rows)
     finally:
-        spark.conf.set(name, usual)
+        for name, value in usual.items():
+            spark.conf.set(name, value)
 
 
 def _task(cell: Cell) -> Task:

@@ -2,10 +2,11 @@
 
     python benchmarks/storage.py [--megabytes 1024] [--rounds 5] [--folder FOLDER] [--json]
 
-In turns: `SparkModel.save`, and a copy of its file with `shutil.copyfile`, both synced to the disk as `save` does; then
+In turns: `SparkModel.save` to a path where nothing is, and a copy of its file with `shutil.copyfile` to another such path, both synced to
+the disk as `save` does; the same where a file of the same size is replaced, the copy by a temporary file that is renamed and whose folder is synced, as by `save`; then
 `SparkModel.load`, and a copy that is not synced, since loading writes nothing. Every checksum is computed, and after loading
 every tensor is compared with the original, outside of the time. The file is in the system's cache in all of them. A figure is
-the median of the rounds: `save_over_copy` and `load_over_copy` say how many times as fast as the copy it was. `load_mb` is
+the median of the rounds: `save_over_copy`, `replace_over_copy` and `load_over_copy` say how many times as fast as the copy it was. `load_mb` is
 the memory that loading took for itself: tensors of a mapped file are shared by all processes of the machine.
 """
 
@@ -53,6 +54,18 @@ def copy(source: Path, target: Path, *, synced: bool) -> None:
             os.fsync(file.fileno())
 
 
+def copy_replacing(source: Path, target: Path) -> None:
+    """A copy that is there whole or not at all."""
+    new = target.with_suffix(".new")
+    copy(source, new, synced=True)
+    new.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 def private_mb() -> float:
     """Memory of this process that no other shares."""
     rollup = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
@@ -63,14 +76,17 @@ def private_mb() -> float:
 def measured(megabytes: int, rounds: int, folder: Path) -> dict[str, Any]:
     """Save, load and copy in turns."""
     model = SparkModel(network(megabytes))
-    saved, copied = folder / "model.fatwood", folder / "copy"
+    saved, copied, fresh = (folder / name for name in ("model.fatwood", "copy", "fresh.fatwood"))
     times: dict[str, list[float]] = defaultdict(list)
     taken = []
     model.save(saved)
     for _ in range(rounds):
-        times["save"].append(seconds(lambda: model.save(saved)))
-        copied.unlink(missing_ok=True)
+        for path in (fresh, copied):
+            path.unlink(missing_ok=True)
+        times["save"].append(seconds(lambda: model.save(fresh)))
         times["synced_copy"].append(seconds(lambda: copy(saved, copied, synced=True)))
+        times["replace"].append(seconds(lambda: model.save(fresh)))
+        times["synced_copy_replacing"].append(seconds(lambda: copy_replacing(saved, copied)))
     for _ in range(rounds):
         before, start = private_mb(), time.perf_counter()
         loaded = SparkModel.load(saved)
@@ -84,6 +100,7 @@ def measured(megabytes: int, rounds: int, folder: Path) -> dict[str, Any]:
     median = {name: statistics.median(of) for name, of in times.items()}
     return {
         "save_over_copy": median["synced_copy"] / median["save"],
+        "replace_over_copy": median["synced_copy_replacing"] / median["replace"],
         "load_over_copy": median["copy"] / median["load"],
         "load_mb": statistics.median(taken),
         "file_mb": saved.stat().st_size / 2**20,

@@ -228,6 +228,7 @@ def test_all_figures_of_a_whole_run(
         "mnist": None,
         "quick": False,
         "steps_of": None,
+        "turns": 2,
     }
     given |= {"methods": list(cells.METHODS), "workers": 4, "mbit": [100.0, 1000.0], "parts": network.PARTS}
     found = network.measure(SimpleNamespace(**given))
@@ -241,6 +242,8 @@ def test_all_figures_of_a_whole_run(
     how = {one["method"]: one["how"] for one in found["table"] if one["mbit"] == 100.0}
     assert how["ours-1%-ahead"] == "run"
     assert how["ddp_fp32"] == "steps x step time"
+    turns = {one["method"]: len(one["turns_s"]) for one in found["table"] if one["mbit"] == 100.0}
+    assert (turns["ours-1%-ahead"], turns["dl4j"], turns["compute"], turns["ddp_fp32"]) == (2, 2, 2, 1)
     # the steps of one run, the links of another
     told = tmp_path / "steps.txt"
     told.write_text("what came before\n" + json.dumps(found))

@@ -39,6 +39,7 @@ class EarlySync:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._number = None  # what is written now is left to the `fsync`
         self._pool.shutdown(wait=True)
 
 
