@@ -31,6 +31,7 @@ from torch import nn
 
 from fatwood.data import Layout
 from fatwood.exchange import Coordinator, new_secret
+from fatwood.exchange.grid import TWO_LEVEL_FROM
 from fatwood.testing.network import Network, inside
 from fatwood.testing.threads import shard, training_job
 from fatwood.train import (
@@ -62,6 +63,7 @@ class Work:
     job: TrainingJob
     layout: Layout
     batches: Sequence[pa.RecordBatch]
+    two_level_from: int = TWO_LEVEL_FROM
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ class Run:
     """Of each worker's process, in no order."""
 
 
-def random_work(rank: int, *, rows: int, width: int, classes: int, **options: Any) -> Work:
+def random_work(
+    rank: int, *, rows: int, width: int, classes: int, two_level_from: int = TWO_LEVEL_FROM, **options: Any
+) -> Work:
     """A classifier of random numbers, which differ from worker to worker.
 
     Args:
@@ -82,6 +86,7 @@ def random_work(rank: int, *, rows: int, width: int, classes: int, **options: An
         rows: Of it.
         width: Numbers of a row.
         classes: Labels are 0 to classes - 1.
+        two_level_from: See `fatwood.exchange.Exchange`.
         options: Of :func:`fatwood.testing.threads.training_job`.
     """
     generator = np.random.default_rng(rank)
@@ -94,7 +99,7 @@ def random_work(rank: int, *, rows: int, width: int, classes: int, **options: An
         label_name="y",
     )
     batches = shard(features, generator.integers(0, classes, rows), np.arange(rows))
-    return Work(training_job(loss=nn.CrossEntropyLoss(), **options), layout, batches)
+    return Work(training_job(loss=nn.CrossEntropyLoss(), **options), layout, batches, two_level_from)
 
 
 def serve(rank: int, work: Callable[[Mapping[str, Any], int], Work]) -> None:
@@ -118,6 +123,7 @@ def serve(rank: int, work: Callable[[Mapping[str, Any], int], Work]) -> None:
                 exchange_timeout_seconds=RUN_SECONDS,
                 heartbeat_timeout_seconds=RUN_SECONDS,
                 state_bytes=STATE_BYTES,
+                two_level_from=made.two_level_from,
             ),
         )
         folder = Path(told["folder"])

@@ -3,11 +3,12 @@
     python benchmarks/scale.py [--parts parameters workers simulated rows] [--json]
 
 * ``parameters``: four workers, 0.1 to 100 million parameters, one of a thousand sent: milliseconds of a step by phase.
-* ``workers``: 1 to 16 workers on links of 1 Gbit/s, a million parameters.
-* ``simulated``: up to 1024 workers with a core each. The constants are measured in ``workers``: processor seconds of a
-  worker's step without peers and with each peer more, bytes of a message. Each worker sends to its peers one after the other,
-  beginning with the next rank; a message takes its time on the sender's link, then on the receiver's, then on the
-  receiver's processor. The same program with the cores of this machine is checked against the measured points.
+* ``workers``: 1 to 32 workers on links of 1 Gbit/s, a million parameters; messages directly to all ("mesh"), and by rows and
+  columns of a grid ("grid", `fatwood.exchange.grid`).
+* ``simulated``: up to 1024 workers with a core each, on the mesh and on the grid. The constants are measured in ``workers``: processor
+  seconds of a worker's step alone, for each frame and for each message in it; bytes of a message. Each worker sends its frames one
+  after the other; a frame takes its time on the sender's link, then on the receiver's, then on the receiver's
+  processor. The same program with the cores of this machine is checked against the measured points.
 * ``rows``: `SparkModel.fit` in a local session, two workers, from 10 thousand rows on: seconds of an epoch.
 
 The workers of the first two parts are processes, each in a network namespace (`fatwood.testing.network`), with Fatwood's own exchange
@@ -22,16 +23,17 @@ import os
 import statistics
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import hosts
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from fatwood.codec import TargetSparsityThreshold
+from fatwood.exchange.grid import LEAST_WORKERS, Grid
 from fatwood.testing.network import Network, host_network
 from fatwood.train import GradientSharing
 
@@ -41,6 +43,7 @@ DENSITY = 1e-3
 MBIT = 1000.0
 SIMULATED = (32, 64, 128, 256, 512, 1024)
 PARTS = ("parameters", "workers", "simulated", "rows")
+WAYS = ("mesh", "grid")
 PHASES = ("compute", "encode", "exchange", "apply")
 
 
@@ -66,15 +69,19 @@ def work(told: Mapping[str, Any], rank: int) -> hosts.Work:
         strategy=GradientSharing(threshold=threshold),
         batch_size=BATCH,
         epochs=2,
+        two_level_from=LEAST_WORKERS if told["way"] == "grid" else 1 << 30,
     )
 
 
-def train(net: Network, processes: hosts.Processes, parameters: int, steps: int) -> dict[str, Any]:
+def train(
+    net: Network, processes: hosts.Processes, parameters: int, steps: int, way: str = "mesh"
+) -> dict[str, Any]:
     """One run; milliseconds are of a step, the mean of all workers."""
-    run = hosts.run(net, processes, {"parameters": parameters, "steps": steps})
+    run = hosts.run(net, processes, {"parameters": parameters, "steps": steps, "way": way})
     workers, count = run.workers, run.workers[0].agreements
     return {
         "workers": len(workers),
+        "way": way,
         "parameters": sum(p.numel() for p in network(parameters).parameters()),
         "step_ms": 1000 * run.epochs[-1].seconds / steps,
         "phases_ms": {
@@ -107,59 +114,104 @@ def grown_workers(counts: list[int], parameters: int) -> list[dict[str, Any]]:
             hosts.worker_processes(net, __file__) as processes,
         ):
             train(net, processes, parameters, steps=10)  # connections, caches
-            short, long = (train(net, processes, parameters, steps=steps) for steps in (20, 80))
-            steps = long["agreements"] - short["agreements"]
-            long["cpu_ms_per_step"] = 1000 * (long["cpu_s"] - short["cpu_s"]) / steps
-            found.append(long)
-            print(json.dumps(long), flush=True)
+            for way in WAYS if count >= LEAST_WORKERS else WAYS[:1]:
+                short, long = (train(net, processes, parameters, steps, way) for steps in (20, 80))
+                steps = long["agreements"] - short["agreements"]
+                long["cpu_ms_per_step"] = 1000 * (long["cpu_s"] - short["cpu_s"]) / steps
+                found.append(long)
+                print(json.dumps(long), flush=True)
     return found
 
 
-def simulated_step(
-    workers: int, *, alone_ms: NDArray[np.float64], peer_ms: float, wire_ms: float, sharing: float
-) -> float:
+@dataclass(frozen=True)
+class Costs:
+    """Milliseconds."""
+
+    alone: float
+    """Of a processor, for a worker's step without peers."""
+    frame: float
+    """Of a processor, for a frame sent and one received."""
+    message: float
+    """Of a processor, for a peer's message, in whatever frame it comes."""
+    wire: float
+    """Of a message on a link."""
+
+
+def frames(workers: int, way: str) -> list[list[list[tuple[int, int]]]]:
+    """Round by round and worker by worker: to whom it sends in turn, and how many messages are in the frame."""
+    if way == "mesh":
+        return [[[((rank + i) % workers, 1) for i in range(1, workers)] for rank in range(workers)]]
+    grids = [Grid(workers, rank) for rank in range(workers)]
+    rows = [
+        [
+            (other, 1)
+            for other in sorted(grid.row, key=lambda other: (other - rank) % workers)
+            if other != rank
+        ]
+        for rank, grid in enumerate(grids)
+    ]
+    bundles = [
+        [
+            (other, len(grid.row) if other in grid.sends_to else 0)
+            for other in sorted(grid.partners, key=lambda other: (other - rank) % workers)
+        ]
+        for rank, grid in enumerate(grids)
+    ]
+    return [rows, bundles]
+
+
+def simulated_step(workers: int, way: str, costs: Costs, *, sharing: float) -> float:
     """When the slowest worker has the messages of all others, in milliseconds.
 
     Args:
         workers: How many.
-        alone_ms: ``(workers,)``, each one's own computing.
-        peer_ms: Of a processor, for every peer.
-        wire_ms: Of a message on a link.
+        way: "mesh" or "grid".
+        costs: What each thing takes.
         sharing: How many workers have a core together, at least 1.
     """
-    sent = alone_ms * sharing
-    link, core = np.zeros(workers), sent.copy()
-    for distance in range(1, workers):
-        sent = sent + wire_ms  # on the sender's own link
-        there = np.roll(sent, distance)  # rank r's message reaches rank r + distance
-        link = np.maximum(link, there - wire_ms) + wire_ms
-        core = np.maximum(core, link) + peer_ms * sharing
-    return float(core.max())
+    ready = [costs.alone * sharing] * workers
+    for sends in frames(workers, way):
+        arriving: list[list[tuple[float, int]]] = [[] for _ in range(workers)]
+        for rank, mine in enumerate(sends):
+            at = ready[rank]
+            for other, messages in mine:
+                at += costs.wire * messages  # on the sender's own link
+                arriving[other].append((at, messages))
+        for rank, coming in enumerate(arriving):
+            link, core = 0.0, ready[rank]
+            for at, messages in sorted(coming):
+                on_wire = costs.wire * messages
+                link = max(link, at - on_wire) + on_wire
+                core = max(core, link) + (costs.frame + costs.message * messages) * sharing
+            ready[rank] = core
+    return max(ready)
+
+
+def fitted(points: list[dict[str, Any]]) -> Costs:
+    """What the measured points say, by least squares."""
+    counts = []
+    for point in points:
+        rounds = frames(point["workers"], point["way"])
+        counts.append([1, sum(len(sends[0]) for sends in rounds), point["workers"] - 1])
+    measured = [point["cpu_ms_per_step"] for point in points]
+    alone, frame, message = np.linalg.lstsq(np.array(counts, float), np.array(measured), rcond=None)[0]
+    message_bytes = statistics.median(p["message_bytes"] for p in points if p["workers"] > 1)
+    return Costs(float(alone), float(frame), float(message), 8e-3 * (message_bytes + 66) / MBIT)
 
 
 def simulated(points: list[dict[str, Any]]) -> dict[str, Any]:
     """Constants of the measured points, what they say of these points, and of more workers with a core each."""
-    peers = np.array([point["workers"] - 1 for point in points])
-    peer_ms, alone_ms = np.polyfit(peers, [point["cpu_ms_per_step"] for point in points], 1)
-    message = statistics.median(point["message_bytes"] for point in points if point["workers"] > 1)
-    wire_ms = 8e-3 * (message + 66) / MBIT
-    constants = {"peer_ms": float(peer_ms), "wire_ms": wire_ms}
-
-    def predicted(workers: int, sharing: float) -> float:
-        alone = np.full(workers, alone_ms)
-        return simulated_step(workers, alone_ms=alone, sharing=sharing, **constants)
-
-    cores = os.cpu_count() or 1
-    checks = {
-        point["workers"]: predicted(point["workers"], max(1.0, point["workers"] / cores)) / point["step_ms"]
-        for point in points
+    costs, cores = fitted(points), os.cpu_count() or 1
+    checks = []
+    for point in points:
+        sharing = max(1.0, point["workers"] / cores)
+        step = simulated_step(point["workers"], point["way"], costs, sharing=sharing)
+        checks.append([point["workers"], point["way"], step / point["step_ms"]])
+    steps = {
+        way: {count: simulated_step(count, way, costs, sharing=1.0) for count in (4, 8, 16, *SIMULATED)}
+        for way in WAYS
     }
-    return {
-        "alone_ms": float(alone_ms),
-        **constants,
-        "predicted_over_measured": checks,
-        "step_ms": {count: predicted(count, 1.0) for count in (1, 4, 16, *SIMULATED)},
-    }
+    return {"costs_ms": asdict(costs), "predicted_over_measured": checks, "step_ms": steps}
 
 
 def grown_rows(counts: list[int]) -> list[dict[str, Any]]:
@@ -203,7 +255,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 4, 8, 16])
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--parameters", nargs="+", type=float, default=[1e5, 1e6, 1e7, 1e8])
     parser.add_argument("--rows", nargs="+", type=float, default=[1e4, 1e5, 1e6, 1e7])
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")

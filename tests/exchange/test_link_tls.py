@@ -45,7 +45,7 @@ def _events(link):
 
 def _swap(link, tag, body):
     """What the mesh does with one link: begin, push once, then wait for the selector only."""
-    link.begin(tag, body)
+    link.begin(tag, body, LIMIT)
     sent, received, tags = link.push(), 0, []
     with selectors.DefaultSelector() as selector:
         selector.register(link.connection, _events(link))
@@ -66,7 +66,7 @@ def _swap(link, tag, body):
 
 
 def _links(pair):
-    return [Link(Peer(rank, "h", 1), connection, LIMIT) for rank, connection in enumerate(pair)]
+    return [Link(Peer(rank, "h", 1), connection) for rank, connection in enumerate(pair)]
 
 
 def _message(rank, step, size):
@@ -94,7 +94,7 @@ def test_a_peer_that_is_already_in_the_next_swap_is_not_read_ahead(pair):
     ours, theirs = _links(pair)
     frames = [_message(1, step, size) for step, size in enumerate((5, 0, 30_000))]
     for step, body in enumerate(frames):
-        theirs.begin(step, body)
+        theirs.begin(step, body, LIMIT)
         while not theirs.sent:
             theirs.push()
     for step, body in enumerate(frames):
@@ -104,7 +104,7 @@ def test_a_peer_that_is_already_in_the_next_swap_is_not_read_ahead(pair):
 def test_a_slow_peer_moves_the_progress_of_who_sends_to_it(pair):
     """Eight megabytes, of which the peer reads a little: that little shows."""
     ours, _ = _links(pair)
-    ours.begin(1, bytes(8_000_000))
+    ours.begin(1, bytes(8_000_000), LIMIT)
     while ours.push():
         pass
     assert not ours.sent
@@ -129,8 +129,8 @@ def test_one_turn_reads_and_sends_a_bounded_part():
     for end in (ours, theirs):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
     sender, receiver = _links((ours, theirs))
-    sender.begin(1, bytes(LIMIT))
-    receiver.begin(1, b"")
+    sender.begin(1, bytes(LIMIT), LIMIT)
+    receiver.begin(1, b"", LIMIT)
     assert 0 < sender.push() <= 1 << 20
     assert 0 < receiver.pull()[0] <= 1 << 20
     ours.close()
@@ -146,7 +146,7 @@ def test_a_frame_in_crumbs_is_read_without_waiting_for_more(pair):
     frame = _raw_frame(7, b"y" * 300)
     for crumbs in (19, 20, 63, 64, 65, 130):
         link = _links(pair)[0]
-        link.begin(7, b"")
+        link.begin(7, b"", LIMIT)
         while not link.sent:
             link.push()
         for byte in frame[:crumbs]:
@@ -167,7 +167,7 @@ def test_a_record_with_two_frames_is_an_error_and_does_not_hide_bytes():
         theirs = listener.accept(5)[0]
     with ours, theirs:
         link = _links((ours, theirs))[0]
-        link.begin(1, b"")
+        link.begin(1, b"", LIMIT)
         theirs.send(_raw_frame(1, b"one") + _raw_frame(2, b"two"))
         with selectors.DefaultSelector() as selector:
             selector.register(ours, selectors.EVENT_READ)
@@ -181,7 +181,7 @@ def test_a_record_with_two_frames_is_an_error_and_does_not_hide_bytes():
 @pytest.mark.parametrize("end", ["a close", "a reset", "bytes that are not TLS"])
 def test_an_end_in_the_middle_of_a_frame_is_an_oserror(pair, end):
     link = _links(pair)[0]
-    link.begin(1, b"")
+    link.begin(1, b"", LIMIT)
     pair[1].setblocking(True)
     pair[1].sendall(_raw_frame(1, bytes(1000))[:500])
     if end == "a reset":

@@ -264,5 +264,5 @@ def test_the_digest_of_a_view_covers_its_number_and_peers_and_not_the_holder():
 def test_the_wire_is_without_delay():
     first, second = local_tcp_group(2)
     with first, second:
-        for link in first._links + second._links:
+        for link in (*first._links.values(), *second._links.values()):
             assert link.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

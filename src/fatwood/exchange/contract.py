@@ -17,7 +17,7 @@ import math
 import struct
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from types import TracebackType
 from typing import Final, final
@@ -26,9 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fatwood.errors import ExchangeError, OptionError, ProtocolError
+from fatwood.exchange.grid import LEAST_WORKERS, TWO_LEVEL_FROM, Grid, pack_bundle, unpack_bundle
 from fatwood.exchange.view import are_ranks
 
-__all__ = ["Buffer", "Exchange", "describe_tag"]
+__all__ = ["Buffer", "Exchange", "describe_tag", "is_bundle"]
 
 Buffer = bytes | bytearray | memoryview
 """Bytes as they are handed around."""
@@ -36,6 +37,7 @@ Buffer = bytes | bytearray | memoryview
 _NUMBER_BITS: Final = 56
 _MEAN_PREFIX: Final = struct.Struct("<Qd")  # n u64, weight f64
 _CHUNK_ELEMENTS: Final = 65_536  # float64 temporaries of a mean stay in the cache
+_NOTICEABLE_SECONDS: Final = 2e-3  # who waited for less in a row came last itself
 
 
 class _Operation(IntEnum):
@@ -46,6 +48,7 @@ class _Operation(IntEnum):
     MEAN_COLLECT = 3
     BARRIER = 4
     SWAP = 5
+    GATHER_ROWS = 6
 
 
 _NAMES: Final = {
@@ -54,6 +57,7 @@ _NAMES: Final = {
     _Operation.MEAN_COLLECT: "second round of mean",
     _Operation.BARRIER: "barrier",
     _Operation.SWAP: "swap step",
+    _Operation.GATHER_ROWS: "second round of gather step",
 }
 
 
@@ -66,6 +70,7 @@ class Exchange(ABC):
     Args:
         rank: This worker's number in the job.
         ranks: The numbers of all workers of the group, increasing, the own one included.
+        two_level_from: From how many workers on `gather` goes in two rounds of few messages (`Grid`); the same on all.
 
     Attributes:
         rank: As above.
@@ -78,7 +83,7 @@ class Exchange(ABC):
             last: the time from the start of a round to the end of its last message. An entry for each peer.
     """
 
-    def __init__(self, rank: int, ranks: Sequence[int]) -> None:
+    def __init__(self, rank: int, ranks: Sequence[int], *, two_level_from: int = TWO_LEVEL_FROM) -> None:
         if not are_ranks(ranks) or rank not in ranks:
             message = (
                 f"Exchange: expected increasing ranks that include the own one, received rank={rank}, "
@@ -89,6 +94,8 @@ class Exchange(ABC):
         self.ranks: Final = tuple(ranks)
         self.size: Final = len(self.ranks)
         self.position: Final = self.ranks.index(rank)
+        two_level = self.size >= max(two_level_from, LEAST_WORKERS)
+        self._grid: Final = Grid(self.size, self.position) if two_level else None
         self.bytes_sent = 0
         self.bytes_received = 0
         self.waited_seconds = {peer: 0.0 for peer in self.ranks if peer != rank}
@@ -96,24 +103,26 @@ class Exchange(ABC):
         self._closing = threading.Lock()
         self._closed = False
         self._failure: str | None = None
+        self._last_wait: tuple[int, float] | None = None
         self._means = 0
         self._barriers = 0
 
     @abstractmethod
-    def _swap(self, tag: int, outgoing: Sequence[Buffer]) -> list[Buffer]:
+    def _swap(self, tag: int, outgoing: Mapping[int, Buffer]) -> dict[int, Buffer]:
         """Give outgoing[i] to the worker at position i and return what each of them gave to this one.
 
-        Called with `_swapping` held. The entry of this worker itself is returned as it is. A message is complete
+        Called with `_swapping` held. Each of these workers has an entry for this one in the same call; there need not be
+        one for every worker. The entry of this worker itself, if there is one, is returned as it is. A message is complete
         or absent; a message whose tag differs is answered with `_mismatch`. Must return or raise within
         the implementation's timeout, and at once when `_close` is called or a needed peer is gone. Tells
         `_waited_for` who came last, when there are peers.
 
         Args:
             tag: 64-bit number that must be the same on all workers; `describe_tag` says it in words.
-            outgoing: One message for each position, own included (W of them).
+            outgoing: Messages by position.
 
         Returns:
-            One message from each position, own included (W of them).
+            A message from each of these positions, and from no other.
 
         Raises:
             PeerLost: A peer closed its end or was silent for too long.
@@ -126,7 +135,7 @@ class Exchange(ABC):
 
     @final
     def gather(self, step: int, payload: Buffer) -> list[bytes]:
-        """Give this worker's bytes to all and return everybody's, in one round trip.
+        """Give this worker's bytes to all and return everybody's: in one round trip, or in two among many workers.
 
         Args:
             step: The step these bytes belong to; must be the same on all workers, 0 <= step < 2**56.
@@ -141,7 +150,9 @@ class Exchange(ABC):
             ExchangeError: This exchange is closed or has failed before.
         """
         _check_step("Exchange.gather", step)
-        received = self._run(_Operation.GATHER, step, [bytes(payload)] * self.size)
+        if self._grid is not None:
+            return self._gather_by_rows(self._grid, step, bytes(payload))
+        received = self._run_with_all(_Operation.GATHER, step, [bytes(payload)] * self.size)
         return [bytes(body) for body in received]
 
     @final
@@ -165,7 +176,7 @@ class Exchange(ABC):
         if len(outgoing) != self.size:
             message = f"Exchange.swap: expected {self.size} messages, one for each of the ranks {list(self.ranks)}, received {len(outgoing)}"
             raise OptionError(message)
-        received = self._run(_Operation.SWAP, step, [bytes(body) for body in outgoing])
+        received = self._run_with_all(_Operation.SWAP, step, [bytes(body) for body in outgoing])
         return [bytes(body) for body in received]
 
     @final
@@ -196,14 +207,14 @@ class Exchange(ABC):
         prefix = _MEAN_PREFIX.pack(vector.size, weight)
         little = vector.astype("<f4", copy=False)
         outgoing: list[Buffer] = [b"".join((prefix, little[piece].tobytes())) for piece in slices]
-        received = self._run(_Operation.MEAN_SCATTER, self._means, outgoing)
+        received = self._run_with_all(_Operation.MEAN_SCATTER, self._means, outgoing)
         own = slices[self.position]
         terms = [
             self._mean_term(peer, body, vector.size, own)
             for peer, body in zip(self.ranks, received, strict=True)
         ]
         segment = _weighted_mean(terms, own.stop - own.start).astype("<f4", copy=False).tobytes()
-        collected = self._run(_Operation.MEAN_COLLECT, self._means, [segment] * self.size)
+        collected = self._run_with_all(_Operation.MEAN_COLLECT, self._means, [segment] * self.size)
         result = np.empty(vector.size, np.float32)
         for peer, piece, body in zip(self.ranks, slices, collected, strict=True):
             if len(body) != 4 * (piece.stop - piece.start):
@@ -224,7 +235,7 @@ class Exchange(ABC):
             PeerLost: A peer closed its connection or was silent for too long.
         """
         self._barriers += 1
-        self._run(_Operation.BARRIER, self._barriers, [b""] * self.size)
+        self._run_with_all(_Operation.BARRIER, self._barriers, [b""] * self.size)
 
     @final
     def close(self) -> None:
@@ -249,8 +260,47 @@ class Exchange(ABC):
         self.close()
 
     @final
-    def _run(self, operation: _Operation, number: int, outgoing: Sequence[Buffer]) -> list[Buffer]:
-        """The guard around `_swap`: refuses a closed or failed exchange and remembers a failure."""
+    def _gather_by_rows(self, grid: Grid, step: int, payload: bytes) -> list[bytes]:
+        """`gather` in two rounds, see `fatwood.exchange.grid`."""
+        first, wait = self._run(_Operation.GATHER, step, dict.fromkeys(grid.row, payload))
+        latest = self.position
+        if wait is not None and wait[1] > _NOTICEABLE_SECONDS:
+            latest = self.ranks.index(wait[0])
+            self._book(wait)
+        bodies = {position: bytes(first[position]) for position in grid.row}
+        bundle = pack_bundle(list(bodies.values()), latest - grid.row[0])
+        outgoing = {other: bundle if other in grid.sends_to else b"" for other in sorted(grid.partners)}
+        second, wait = self._run(_Operation.GATHER_ROWS, step, outgoing)
+        blamed: dict[int, int] = {}
+        for giver, row in grid.receives.items():
+            try:
+                messages, late = unpack_bundle(bytes(second[giver]), len(row))
+            except ProtocolError as error:
+                message = f"rank {self.rank}: rank {self.ranks[giver]}: {error.message}"
+                raise self._fail(ProtocolError(message)) from None
+            bodies.update(zip(row, messages, strict=True))
+            blamed[self.ranks[giver]] = self.ranks[row[late]]
+        if wait is not None:
+            self._book((blamed.get(wait[0], wait[0]), wait[1]))
+        return [bodies[position] for position in range(self.size)]
+
+    @final
+    def _run_with_all(self, operation: _Operation, number: int, outgoing: Sequence[Buffer]) -> list[Buffer]:
+        """One round with everybody; `outgoing` and what is returned are by position."""
+        received, wait = self._run(operation, number, dict(enumerate(outgoing)))
+        if wait is not None:
+            self._book(wait)
+        return [received[position] for position in range(self.size)]
+
+    @final
+    def _run(
+        self, operation: _Operation, number: int, outgoing: Mapping[int, Buffer]
+    ) -> tuple[dict[int, Buffer], tuple[int, float] | None]:
+        """The guard around `_swap`: refuses a closed or failed exchange and remembers a failure.
+
+        Returns:
+            What came, and whose message came last, after how many seconds (None without peers).
+        """
         tag = operation << _NUMBER_BITS | number
         with self._swapping:
             if self._closed:
@@ -260,15 +310,21 @@ class Exchange(ABC):
                     f"rank {self.rank}: {describe_tag(tag)}: this exchange has failed before: {self._failure}"
                 )
                 raise ExchangeError(message, hint="close it on all workers and connect a new group")
+            self._last_wait = None
             try:
-                return self._swap(tag, outgoing)
+                return self._swap(tag, outgoing), self._last_wait
             except BaseException as error:  # an interrupt, too, leaves half a message behind
                 self._failure = getattr(error, "message", None) or repr(error)
                 raise
 
     @final
     def _waited_for(self, peer: int, seconds: float) -> None:
-        """Book the wait of one round on the rank whose message came last."""
+        """Say whose message came last in this round, and how long after its start."""
+        self._last_wait = peer, seconds
+
+    @final
+    def _book(self, wait: tuple[int, float]) -> None:
+        peer, seconds = wait
         self.waited_seconds[peer] += seconds
 
     @final
@@ -317,6 +373,11 @@ def describe_tag(tag: int) -> str:
         return f"{_NAMES[_Operation(operation)]} {number}"
     except ValueError:
         return f"unknown operation {operation}, number {number}"
+
+
+def is_bundle(tag: int) -> bool:
+    """Whether messages of this tag hold those of several workers."""
+    return tag >> _NUMBER_BITS == _Operation.GATHER_ROWS
 
 
 def _check_step(where: str, step: int) -> None:

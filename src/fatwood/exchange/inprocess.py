@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import final
 
 from fatwood.errors import OptionError, PeerLost
 from fatwood.exchange.contract import Buffer, Exchange, describe_tag
+from fatwood.exchange.grid import TWO_LEVEL_FROM
 
 __all__ = ["in_process_group"]
 
@@ -31,42 +32,43 @@ class _Hall:
 class _InProcessExchange(Exchange):
     """One thread's end. The counters say what a network would have carried, without framing."""
 
-    def __init__(self, rank: int, ranks: Sequence[int], hall: _Hall, timeout_seconds: float) -> None:
-        super().__init__(rank, ranks)
+    def __init__(
+        self, rank: int, ranks: Sequence[int], hall: _Hall, timeout_seconds: float, two_level_from: int
+    ) -> None:
+        super().__init__(rank, ranks, two_level_from=two_level_from)
         self._hall = hall
-        self._others = [position for position in range(self.size) if position != self.position]
         self._timeout_seconds = timeout_seconds
 
-    def _swap(self, tag: int, outgoing: Sequence[Buffer]) -> list[Buffer]:
-        received: list[Buffer | None] = [None] * self.size
-        received[self.position] = outgoing[self.position]
+    def _swap(self, tag: int, outgoing: Mapping[int, Buffer]) -> dict[int, Buffer]:
+        received = {p: outgoing[p] for p in outgoing if p == self.position}
+        others = [p for p in outgoing if p != self.position]
         arrivals: list[tuple[float, int]] = []
         start = time.monotonic()
         deadline = start + self._timeout_seconds
         with self._hall.changed:
-            for other in self._others:
+            for other in others:
                 if self._hall.gone[other]:
                     raise self._lost(other, tag, "has left the group")
                 body = bytes(outgoing[other])  # free for bytes; other memory may be reused by the sender
                 self._hall.boxes[self.position][other].append((tag, body, start))
                 self.bytes_sent += len(body)
             self._hall.changed.notify_all()
-            while missing := self._collect(tag, received, arrivals):
+            while missing := self._collect(tag, others, received, arrivals):
                 if self._closed:
                     raise self._closed_error(tag)
                 if not self._hall.changed.wait(max(0.0, deadline - time.monotonic())):
                     raise self._lost(missing[0], tag, f"was silent for {self._timeout_seconds:g} seconds")
         if arrivals:
             self._waited_for(max(arrivals)[1], time.monotonic() - start)
-        return [body for body in received if body is not None]
+        return received
 
     def _collect(
-        self, tag: int, received: list[Buffer | None], arrivals: list[tuple[float, int]]
+        self, tag: int, others: Sequence[int], received: dict[int, Buffer], arrivals: list[tuple[float, int]]
     ) -> list[int]:
         """Take what has come, note when it was sent and by which rank; return the positions still awaited."""
         missing = []
-        for other in self._others:
-            if received[other] is not None:
+        for other in others:
+            if other in received:
                 continue
             box = self._hall.boxes[other][self.position]
             if box:
@@ -93,7 +95,11 @@ class _InProcessExchange(Exchange):
 
 
 def in_process_group(
-    size: int, *, ranks: Sequence[int] | None = None, timeout_seconds: float = 60.0
+    size: int,
+    *,
+    ranks: Sequence[int] | None = None,
+    timeout_seconds: float = 60.0,
+    two_level_from: int = TWO_LEVEL_FROM,
 ) -> list[Exchange]:
     """Make the exchanges of `size` workers that are threads of this process.
 
@@ -101,6 +107,7 @@ def in_process_group(
         size: How many workers, at least 1.
         ranks: Their numbers, increasing; 0, 1, 2, ... by default.
         timeout_seconds: How long a call waits for a silent peer before it raises `PeerLost`.
+        two_level_from: See `Exchange`.
 
     Returns:
         One exchange for each worker; give each to its own thread and close all of them.
@@ -116,4 +123,4 @@ def in_process_group(
         message = f"in_process_group: expected {size} ranks, received {list(numbers)}"
         raise OptionError(message)
     hall = _Hall(size)
-    return [_InProcessExchange(rank, numbers, hall, timeout_seconds) for rank in numbers]
+    return [_InProcessExchange(rank, numbers, hall, timeout_seconds, two_level_from) for rank in numbers]

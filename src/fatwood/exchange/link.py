@@ -42,7 +42,6 @@ class Link:
     Args:
         peer: Who is at the other end.
         connection: An authenticated socket; made non-blocking here.
-        max_message_bytes: The longest body that is accepted.
 
     Attributes:
         sent: The whole outgoing frame was handed to the system.
@@ -50,12 +49,12 @@ class Link:
         progress: When something last moved (time.monotonic).
     """
 
-    def __init__(self, peer: Peer, connection: socket.socket, max_message_bytes: int) -> None:
+    def __init__(self, peer: Peer, connection: socket.socket) -> None:
         self.peer = peer
         self.connection = connection
         self._encrypted = connection if isinstance(connection, ssl.SSLSocket) else None
         self._max_reads = 2 if self._encrypted is None else _TURN_RECORDS  # header and body, or records
-        self._max_message_bytes = max_message_bytes
+        self._max_body_bytes = 0
         connection.setblocking(False)
         self.sent = True
         self.body: Buffer | None = None
@@ -65,8 +64,9 @@ class Link:
         self._incoming: bytearray | None = None
         self._filled = 0
 
-    def begin(self, tag: int, body: Buffer) -> None:
-        """Start a swap: the frame to send, and nothing received yet."""
+    def begin(self, tag: int, body: Buffer, max_body_bytes: int) -> None:
+        """Start a swap: the frame to send, nothing received yet, and how long what is received may be."""
+        self._max_body_bytes = max_body_bytes
         header = _HEADER.pack(_MAGIC, tag, len(body))
         if self._encrypted is None:
             pieces = [memoryview(header), memoryview(body)]
@@ -173,10 +173,10 @@ class Link:
         if magic != _MAGIC:
             message = f"rank {self.peer.rank} at {self.peer.host}:{self.peer.port}: expected a frame that begins with {_MAGIC!r}, received {magic!r}"
             raise ProtocolError(message)
-        if length > self._max_message_bytes:
+        if length > self._max_body_bytes:
             message = (
                 f"rank {self.peer.rank} at {self.peer.host}:{self.peer.port}: expected a message of at most "
-                f"{self._max_message_bytes} bytes, received a header that announces {length}"
+                f"{self._max_body_bytes} bytes, received a header that announces {length}"
             )
             raise ProtocolError(message)
         self._incoming = bytearray(length)

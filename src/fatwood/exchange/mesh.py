@@ -9,12 +9,13 @@ from __future__ import annotations
 import selectors
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import final
 
 from fatwood.errors import OptionError, PeerLost
 from fatwood.exchange.auth import HANDSHAKE_SECONDS, MESH, checked_secret, dial
-from fatwood.exchange.contract import Buffer, Exchange, describe_tag
+from fatwood.exchange.contract import Buffer, Exchange, describe_tag, is_bundle
+from fatwood.exchange.grid import TWO_LEVEL_FROM, longest_bundle
 from fatwood.exchange.link import Link
 from fatwood.exchange.lobby import Lobby, hello
 from fatwood.exchange.tls import Identity
@@ -32,6 +33,7 @@ class TcpExchange(Exchange):
         sockets: An authenticated connection to each peer by rank.
         timeout_seconds: How long a peer may be silent while its message is awaited, or take nothing of ours.
         max_message_bytes: The longest message, in either direction.
+        two_level_from: See `Exchange`.
     """
 
     def __init__(
@@ -41,14 +43,16 @@ class TcpExchange(Exchange):
         *,
         timeout_seconds: float,
         max_message_bytes: int,
+        two_level_from: int,
     ) -> None:
-        super().__init__(view.rank, view.ranks)
+        super().__init__(view.rank, view.ranks, two_level_from=two_level_from)
         self._timeout_seconds = timeout_seconds
         self._max_message_bytes = max_message_bytes
-        self._positions = {rank: position for position, rank in enumerate(view.ranks)}
+        self._max_bundle_bytes = longest_bundle(self.size, max_message_bytes)
         # begin with the next worker, so that not all send to the first one first
-        peers = view.peers[view.position + 1 :] + view.peers[: view.position]
-        self._links = [Link(peer, sockets[peer.rank], max_message_bytes) for peer in peers]
+        order = (*range(view.position + 1, view.size), *range(view.position))
+        peers = {position: view.peers[position] for position in order}
+        self._links = {p: Link(peer, sockets[peer.rank]) for p, peer in peers.items()}
         self._selector = selectors.DefaultSelector()
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._selector.register(self._wake_reader, selectors.EVENT_READ)
@@ -63,6 +67,7 @@ class TcpExchange(Exchange):
         timeout_seconds: float,
         max_message_bytes: int,
         tls: Identity | None = None,
+        two_level_from: int = TWO_LEVEL_FROM,
     ) -> TcpExchange:
         """Connect this worker to all others of a view; every worker calls this once it knows the view.
 
@@ -77,6 +82,7 @@ class TcpExchange(Exchange):
             max_message_bytes: The longest message, in either direction: at least the longest payload of `gather`
                 or `swap`, and 4 n / W + 20 bytes for `mean` of n elements among W workers.
             tls: The job's identity, when connections are encrypted; the listener must have the same.
+            two_level_from: See `Exchange`.
 
         Raises:
             PeerLost: A peer cannot be reached or did not come in time; names rank, host and port.
@@ -97,19 +103,27 @@ class TcpExchange(Exchange):
             _dial_lower(view, lobby, secret, tls, deadline, sockets)
             _accept_higher(view, lobby, deadline, sockets)
             lobby.check(view)
-            return cls(view, sockets, timeout_seconds=timeout_seconds, max_message_bytes=max_message_bytes)
+            return cls(
+                view,
+                sockets,
+                timeout_seconds=timeout_seconds,
+                max_message_bytes=max_message_bytes,
+                two_level_from=two_level_from,
+            )
         except BaseException:
             _close_all(sockets.values())
             raise
 
-    def _swap(self, tag: int, outgoing: Sequence[Buffer]) -> list[Buffer]:
-        self._check_sizes(outgoing)
+    def _swap(self, tag: int, outgoing: Mapping[int, Buffer]) -> dict[int, Buffer]:
+        limit = self._max_bundle_bytes if is_bundle(tag) else self._max_message_bytes
+        self._check_sizes(outgoing.values(), limit)
         start, latest = time.monotonic(), None
-        for link in self._links:
-            link.begin(tag, outgoing[self._positions[link.peer.rank]])
+        links = {p: link for p, link in self._links.items() if p in outgoing}
+        for position, link in links.items():
+            link.begin(tag, outgoing[position], limit)
             self._push(link, tag)
             self._selector.register(link.connection, _events(link), link)
-        busy = len(self._links)
+        busy = len(links)
         check_at = time.monotonic() + self._timeout_seconds
         while busy:
             for key, mask in self._selector.select(max(0.0, check_at - time.monotonic())):
@@ -130,18 +144,14 @@ class TcpExchange(Exchange):
                 elif events != key.events:
                     self._selector.modify(link.connection, events, link)
             if busy and time.monotonic() >= check_at:
-                check_at = self._oldest_progress(tag) + self._timeout_seconds
+                check_at = self._oldest_progress(links.values(), tag) + self._timeout_seconds
         if latest is not None:
             self._waited_for(latest[0], latest[1] - start)
-        return self._take(outgoing[self.position])
-
-    def _take(self, own: Buffer) -> list[Buffer]:
-        """Return the messages by position and keep none of them."""
-        received: list[Buffer] = [own] * self.size
-        for link in self._links:
+        received = {p: outgoing[p] for p in outgoing if p == self.position}
+        for position, link in links.items():
             if link.body is not None:
-                received[self._positions[link.peer.rank]] = link.body
-            link.body = None
+                received[position] = link.body
+            link.body = None  # nothing is kept
         return received
 
     def _push(self, link: Link, tag: int) -> None:
@@ -159,9 +169,9 @@ class TcpExchange(Exchange):
         if received_tag is not None and received_tag != tag:
             raise self._mismatch(link.peer.rank, tag, received_tag)
 
-    def _oldest_progress(self, tag: int) -> float:
+    def _oldest_progress(self, links: Iterable[Link], tag: int) -> float:
         """When the slowest busy peer last moved; raise `PeerLost` if that is too long ago."""
-        slowest = min((link for link in self._links if _events(link)), key=lambda link: link.progress)
+        slowest = min((link for link in links if _events(link)), key=lambda link: link.progress)
         if slowest.progress + self._timeout_seconds <= time.monotonic():
             doing = slowest.awaited() if slowest.body is None else "it took nothing of our message"
             raise self._lost(slowest, tag, f"it was silent for {self._timeout_seconds:g} seconds ({doing})")
@@ -172,11 +182,11 @@ class TcpExchange(Exchange):
         message = f"rank {self.rank} lost rank {peer.rank} at {peer.host}:{peer.port}: {why}; awaited: {describe_tag(tag)}"
         return PeerLost(message, rank=peer.rank)
 
-    def _check_sizes(self, outgoing: Sequence[Buffer]) -> None:
-        longest = max(len(body) for body in outgoing)
-        if longest > self._max_message_bytes:
+    def _check_sizes(self, outgoing: Iterable[Buffer], limit: int) -> None:
+        longest = max(map(len, outgoing), default=0)
+        if longest > limit:
             message = (
-                f"rank {self.rank}: expected messages of at most max_message_bytes={self._max_message_bytes}, "
+                f"rank {self.rank}: expected messages of at most max_message_bytes={limit}, "
                 f"received one of {longest} bytes"
             )
             raise OptionError(message, hint="raise max_message_bytes on all workers")
@@ -184,7 +194,7 @@ class TcpExchange(Exchange):
     def _close(self) -> None:
         self._wake_writer.send(b"\0")
         with self._swapping:
-            _close_all(link.connection for link in self._links)
+            _close_all(link.connection for link in self._links.values())
             self._selector.close()
             self._wake_reader.close()
             self._wake_writer.close()

@@ -179,8 +179,8 @@ class SparkModel(Inference):
                 as many as the workers, differ by less than 1 %, and ``shuffle`` is off.
             min_workers: With fewer workers training waits, at the start and later. With a number, the fit begins with
                 that many if not all have started within two minutes, and goes on without the rows of workers that do
-                not come back in time (counted in ``fit.stats.rows_lost``). None: all workers at the start, one
-                later, and no row is given up.
+                not come back in time (counted in ``fit.stats.rows_lost``). None: all workers at the start, with dynamic
+                allocation within five minutes of the first, one later, and no row is given up.
             heartbeat_timeout_seconds: A worker that is silent for so long is lost. One whose process has died is
                 noticed at once.
             rejoin_timeout_seconds: How long training waits for lost workers when it cannot go on without them.

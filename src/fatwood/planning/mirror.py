@@ -6,7 +6,7 @@ all that it holds, the messages of the others included. Only the network is miss
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import final
 
 from fatwood.exchange import Buffer, Exchange
@@ -25,12 +25,16 @@ class MirrorExchange(Exchange):
     """
 
     def __init__(self, workers: int) -> None:
-        super().__init__(0, range(workers))
+        # always in one round: two have the same bytes, and a bundle here would hold this worker's message alone
+        super().__init__(0, range(workers), two_level_from=workers + 1)
         self.rounds: list[int] = []
         """Bytes sent in each round, frames included, since it was last emptied."""
         self._scattered: list[Buffer] = []
 
-    def _swap(self, tag: int, outgoing: Sequence[Buffer]) -> list[Buffer]:
+    def _swap(self, tag: int, outgoing: Mapping[int, Buffer]) -> dict[int, Buffer]:
+        return dict(enumerate(self._mirrored(tag, [outgoing[position] for position in range(self.size)])))
+
+    def _mirrored(self, tag: int, outgoing: Sequence[Buffer]) -> list[Buffer]:
         sent = sum(FRAME_BYTES + len(body) for body in outgoing[1:])
         self.rounds.append(sent)
         self.bytes_sent += sent

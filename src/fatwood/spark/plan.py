@@ -229,16 +229,12 @@ def plan_fit(
         job, before = _resumed_job(job, resumed), _resumed_state(resumed)
     shipped = ship(_shipped_parts(job) | {"decoders": feed.decoders})
     count = _worker_count(given.workers, before, resumed)
-    if given.profile is None or count is None:
-        workers = _slots(feed.spark, count, elasticity.min_workers)
-    else:  # Spark starts executors of the profile when their tasks wait for them
-        workers = count
-    if (
-        given.profile is None
-        and device.asked != "cuda"
-        and not device.scheduled
-        and not is_connect(feed.spark)
-    ):
+    # executors of a profile come when tasks wait for them; those that are there say nothing of them
+    executors_come = given.profile is not None
+    known = count if executors_come else None
+    workers = _slots(feed.spark, count, elasticity.min_workers) if known is None else known
+    on_gpus = device.asked == "cuda" or device.scheduled
+    if not (executors_come or on_gpus or is_connect(feed.spark)):
         require_settings(dict(feed.spark.sparkContext.getConf().getAll()), job, workers)
     about = _about(job, workers)
     if resumed is not None:

@@ -12,6 +12,7 @@ from typing import Final, Protocol, TypeVar
 
 from fatwood.exchange import Exchange, Listener, Lobby, Peer, TcpExchange, View, new_secret
 from fatwood.exchange.auth import MESH
+from fatwood.exchange.grid import TWO_LEVEL_FROM
 from fatwood.exchange.tls import Identity
 
 __all__ = [
@@ -126,6 +127,7 @@ def local_tcp_group(
     timeout_seconds: float = 20.0,
     max_message_bytes: int = 1 << 26,
     tls: Identity | None = None,
+    two_level_from: int = TWO_LEVEL_FROM,
 ) -> list[Exchange]:
     """Connect `size` workers of this process over the loopback network; their lobbies are closed again.
 
@@ -135,6 +137,7 @@ def local_tcp_group(
         timeout_seconds: How long a peer may be silent.
         max_message_bytes: The longest message.
         tls: The job's identity, for connections that are encrypted.
+        two_level_from: See `Exchange`.
 
     Returns:
         One exchange for each worker; close all of them.
@@ -152,6 +155,7 @@ def local_tcp_group(
             timeout_seconds=timeout_seconds,
             max_message_bytes=max_message_bytes,
             tls=tls,
+            two_level_from=two_level_from,
         )
 
     try:

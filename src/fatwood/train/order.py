@@ -8,6 +8,7 @@ from typing import Any
 
 from fatwood.data import Layout
 from fatwood.exchange import Identity
+from fatwood.exchange.grid import TWO_LEVEL_FROM
 from fatwood.snapshots import Checkpoints
 
 __all__ = ["Rendezvous", "WorkOrder"]
@@ -30,6 +31,8 @@ class Rendezvous:
     """How long a worker may be silent before it is lost."""
     state_bytes: int
     """The largest state of one worker."""
+    two_level_from: int = TWO_LEVEL_FROM
+    """See `fatwood.exchange.Exchange`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,6 +104,7 @@ def run_member(
             timeout_seconds=rendezvous.exchange_timeout_seconds,
             max_message_bytes=rendezvous.state_bytes,
             tls=rendezvous.identity,
+            two_level_from=rendezvous.two_level_from,
         )
 
     with (

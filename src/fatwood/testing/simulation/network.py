@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final, final
 
 from fatwood.errors import PeerLost
@@ -119,8 +119,15 @@ def _pair(first: int, second: int) -> tuple[int, int]:
 class SimulatedExchange(Exchange):
     """A process's end of a view's mesh."""
 
-    def __init__(self, process: Process, view: View, members: Sequence[Process], network: Network) -> None:
-        super().__init__(view.rank, view.ranks)
+    def __init__(
+        self,
+        process: Process,
+        view: View,
+        members: Sequence[Process],
+        network: Network,
+        two_level_from: int,
+    ) -> None:
+        super().__init__(view.rank, view.ranks, two_level_from=two_level_from)
         self.number: Final = view.number
         self.peers: Final = {i: p for i, p in enumerate(members) if i != self.position}
         self.tag = 0
@@ -129,26 +136,29 @@ class SimulatedExchange(Exchange):
         self._inboxes = {
             i: network.channel(view.number, peer, process).inbox for i, peer in self.peers.items()
         }
+        self._awaited = self._inboxes
 
-    def _swap(self, tag: int, outgoing: Sequence[Buffer]) -> list[Buffer]:
+    def _swap(self, tag: int, outgoing: Mapping[int, Buffer]) -> dict[int, Buffer]:
         self.tag = tag
+        self._awaited = {i: self._inboxes[i] for i in outgoing if i != self.position}
         chooser = self._network.chooser
-        for position, peer in self.peers.items():
+        for position in self._awaited:
+            peer = self.peers[position]
             gone = self._inboxes[position] and self._inboxes[position][-1] is None
             if gone and chooser.random() < 0.5:
                 raise self._lost(position, tag)  # sending to it fails before its last message is read
             self._network.send(self.number, self._process, peer, (tag, bytes(outgoing[position])))
         deadline = self._process.now + SWAP_SECONDS
-        if self.peers:
+        if self._awaited:
             self._process.block(self._can_go_on, deadline)
         if self._closed and (chooser.random() < 0.5 or not self._complete()):
             raise self._closed_error(tag)
-        ended = [i for i, inbox in self._inboxes.items() if inbox and inbox[0] is None]
-        silent = ended or [i for i, inbox in self._inboxes.items() if not inbox]
+        ended = [i for i, inbox in self._awaited.items() if inbox and inbox[0] is None]
+        silent = ended or [i for i, inbox in self._awaited.items() if not inbox]
         if silent:
             raise self._lost(chooser.choice(silent), tag)
-        received: list[Buffer] = list(outgoing)
-        for position, inbox in self._inboxes.items():
+        received = dict(outgoing)
+        for position, inbox in self._awaited.items():
             peer_tag, body = inbox.popleft() or (0, b"")
             if peer_tag != tag:
                 raise self._mismatch(self.ranks[position], tag, peer_tag)
@@ -157,13 +167,13 @@ class SimulatedExchange(Exchange):
         return received
 
     def _complete(self) -> bool:
-        return all(inbox and inbox[0] is not None for inbox in self._inboxes.values())
+        return all(inbox and inbox[0] is not None for inbox in self._awaited.values())
 
     def _can_go_on(self) -> bool:
         if self._closed:
             return True
         missing = False
-        for inbox in self._inboxes.values():
+        for inbox in self._awaited.values():
             if not inbox:
                 missing = True
             elif inbox[0] is None:

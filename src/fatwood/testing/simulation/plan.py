@@ -6,6 +6,8 @@ import random
 from dataclasses import dataclass
 from typing import Final
 
+from fatwood.exchange.grid import LEAST_WORKERS, TWO_LEVEL_FROM
+
 __all__ = ["Fault", "Plan", "draw"]
 
 _FAULTS: Final = {
@@ -68,6 +70,11 @@ class Plan:
     """Validations after which all judge that it is enough."""
     time: int | None = None
     """Agreements after which the worker of the lowest rank says that the time is over."""
+
+    @property
+    def two_level_from(self) -> int:
+        """From how many workers on a gather goes in two rounds: of half of the plans from as few as can."""
+        return LEAST_WORKERS if sum(self.rows) % 2 else TWO_LEVEL_FROM
 
     def is_bad(self, rank: int, row: int) -> bool:
         """Whether a row is read and not trained."""

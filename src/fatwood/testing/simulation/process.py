@@ -160,7 +160,9 @@ class Process:
     def _connect(self, view: View) -> Exchange:
         members = [self.world.processes[peer.port] for peer in view.peers]
         self.views.add(view.number)
-        self.exchange = exchange = SimulatedExchange(self, view, members, self.world.network)
+        self.exchange = exchange = SimulatedExchange(
+            self, view, members, self.world.network, self.world.plan.two_level_from
+        )
         impatient = self.world.chooser.random() < 0.5
 
         def superseded() -> bool:
