@@ -3,10 +3,10 @@
     python benchmarks/scale.py [--parts parameters workers simulated rows] [--json]
 
 * ``parameters``: four workers, 0.1 to 100 million parameters, one of a thousand sent: milliseconds of a step by phase.
-* ``workers``: 1 to 32 workers on links of 1 Gbit/s, a million parameters; messages directly to all ("mesh"), and by rows and
+* ``workers``: 1 to 16 workers on links of 1 Gbit/s, a million parameters; messages directly to all ("mesh"), and by rows and
   columns of a grid ("grid", `fatwood.exchange.grid`).
 * ``simulated``: up to 1024 workers with a core each, on the mesh and on the grid. The constants are measured in ``workers``: processor
-  seconds of a worker's step alone, for each frame and for each message in it; bytes of a message. Each worker sends its frames one
+  seconds of a worker's step alone, for each round, each frame and for each message in it; bytes of a message. Each worker sends its frames one
   after the other; a frame takes its time on the sender's link, then on the receiver's, then on the receiver's
   processor. The same program with the cores of this machine is checked against the measured points.
 * ``rows``: `SparkModel.fit` in a local session, two workers, from 10 thousand rows on: seconds of an epoch.
@@ -129,6 +129,8 @@ class Costs:
 
     alone: float
     """Of a processor, for a worker's step without peers."""
+    round: float
+    """Of a processor, for going through a round."""
     frame: float
     """Of a processor, for a frame sent and one received."""
     message: float
@@ -178,7 +180,7 @@ def simulated_step(workers: int, way: str, costs: Costs, *, sharing: float) -> f
                 at += costs.wire * messages  # on the sender's own link
                 arriving[other].append((at, messages))
         for rank, coming in enumerate(arriving):
-            link, core = 0.0, ready[rank]
+            link, core = 0.0, ready[rank] + costs.round * sharing
             for at, messages in sorted(coming):
                 on_wire = costs.wire * messages
                 link = max(link, at - on_wire) + on_wire
@@ -192,11 +194,12 @@ def fitted(points: list[dict[str, Any]]) -> Costs:
     counts = []
     for point in points:
         rounds = frames(point["workers"], point["way"])
-        counts.append([1, sum(len(sends[0]) for sends in rounds), point["workers"] - 1])
+        peers = point["workers"] - 1
+        counts.append([1, len(rounds) if peers else 0, sum(len(sends[0]) for sends in rounds), peers])
     measured = [point["cpu_ms_per_step"] for point in points]
-    alone, frame, message = np.linalg.lstsq(np.array(counts, float), np.array(measured), rcond=None)[0]
+    found = np.linalg.lstsq(np.array(counts, float), np.array(measured), rcond=None)[0]
     message_bytes = statistics.median(p["message_bytes"] for p in points if p["workers"] > 1)
-    return Costs(float(alone), float(frame), float(message), 8e-3 * (message_bytes + 66) / MBIT)
+    return Costs(*map(float, found), wire=8e-3 * (message_bytes + 66) / MBIT)
 
 
 def simulated(points: list[dict[str, Any]]) -> dict[str, Any]:
@@ -255,7 +258,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 4, 8, 16])
     parser.add_argument("--parameters", nargs="+", type=float, default=[1e5, 1e6, 1e7, 1e8])
     parser.add_argument("--rows", nargs="+", type=float, default=[1e4, 1e5, 1e6, 1e7])
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")

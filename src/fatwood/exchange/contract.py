@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from fatwood.errors import ExchangeError, OptionError, ProtocolError
 from fatwood.exchange.grid import LEAST_WORKERS, TWO_LEVEL_FROM, Grid, pack_bundle, unpack_bundle
+from fatwood.exchange.mean import checked_vector, checked_weight, weighted_mean
 from fatwood.exchange.view import are_ranks
 
 __all__ = ["Buffer", "Exchange", "describe_tag", "is_bundle"]
@@ -36,7 +37,6 @@ Buffer = bytes | bytearray | memoryview
 
 _NUMBER_BITS: Final = 56
 _MEAN_PREFIX: Final = struct.Struct("<Qd")  # n u64, weight f64
-_CHUNK_ELEMENTS: Final = 65_536  # float64 temporaries of a mean stay in the cache
 _NOTICEABLE_SECONDS: Final = 2e-3  # who waited for less in a row came last itself
 
 
@@ -200,7 +200,7 @@ class Exchange(ABC):
             ProtocolError: A peer's vector has another length.
             PeerLost: A peer closed its connection or was silent for too long.
         """
-        vector, weight = _checked_vector(vector), _checked_weight(weight)
+        vector, weight = checked_vector(vector), checked_weight(weight)
         self._means += 1
         bounds = [vector.size * i // self.size for i in range(self.size + 1)]
         slices = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
@@ -213,7 +213,7 @@ class Exchange(ABC):
             self._mean_term(peer, body, vector.size, own)
             for peer, body in zip(self.ranks, received, strict=True)
         ]
-        segment = _weighted_mean(terms, own.stop - own.start).astype("<f4", copy=False).tobytes()
+        segment = weighted_mean(terms, own.stop - own.start).astype("<f4", copy=False).tobytes()
         collected = self._run_with_all(_Operation.MEAN_COLLECT, self._means, [segment] * self.size)
         result = np.empty(vector.size, np.float32)
         for peer, piece, body in zip(self.ranks, slices, collected, strict=True):
@@ -384,45 +384,3 @@ def _check_step(where: str, step: int) -> None:
     if not 0 <= step < 1 << _NUMBER_BITS:
         message = f"{where}: expected 0 <= step < 2**{_NUMBER_BITS}, received {step}"
         raise OptionError(message)
-
-
-def _checked_vector(vector: NDArray[np.float32]) -> NDArray[np.float32]:
-    if not isinstance(vector, np.ndarray) or vector.dtype != np.float32 or vector.ndim != 1:
-        received = (
-            f"{vector.dtype} of shape {vector.shape}"
-            if isinstance(vector, np.ndarray)
-            else type(vector).__name__
-        )
-        message = f"Exchange.mean: expected a float32 array of shape (n,), received {received}"
-        raise OptionError(message)
-    return vector
-
-
-def _checked_weight(weight: float) -> float:
-    if not (math.isfinite(weight) and weight >= 0):
-        message = f"Exchange.mean: expected a finite weight >= 0, received {weight}"
-        raise OptionError(message, hint="the weight is a number of rows; 0 leaves this worker out")
-    return float(weight)
-
-
-def _weighted_mean(terms: Sequence[tuple[float, NDArray[np.float32]]], n: int) -> NDArray[np.float32]:
-    """sum_i(w_i v_i) / sum_i(w_i) in float64 in the given order, rounded once.
-
-    The weights are first scaled by a common power of two, which is exact, so that neither huge nor tiny weights
-    overflow.
-    """
-    heaviest = max(weight for weight, _ in terms)
-    if heaviest == 0:
-        return np.zeros(n, np.float32)
-    exponent = math.frexp(heaviest)[1]
-    scaled = [(math.ldexp(weight, -exponent), vector) for weight, vector in terms if weight > 0]
-    total = math.fsum(weight for weight, _ in scaled)
-    result = np.empty(n, np.float32)
-    with np.errstate(all="ignore"):  # a network that diverged holds inf and NaN; they pass through
-        for start in range(0, n, _CHUNK_ELEMENTS):
-            piece = slice(start, min(start + _CHUNK_ELEMENTS, n))
-            sums = np.zeros(piece.stop - piece.start)
-            for weight, vector in scaled:
-                sums += np.multiply(vector[piece], weight, dtype=np.float64)
-            result[piece] = sums / total
-    return result

@@ -1,6 +1,6 @@
 """Everybody's message to everybody in two rounds of few messages: among the workers of a row, then among rows.
 
-A full mesh needs W - 1 messages a worker, and each costs a processor some time, however short it is. Workers on a grid of about
+A full mesh needs W - 1 frames a worker, and each costs a processor some time, however short it is. Workers on a grid of about
 sqrt(W) rows need about 2 sqrt(W): in the first round a worker gives its message to those of its row, in the second it
 gives the bundle of its row's messages to one worker of every other row. Every message still crosses a worker's
 link once, so the bytes are the same but for the bundles' headers (the all-gather of a two-dimensional mesh; Chan et al.,
@@ -27,8 +27,8 @@ __all__ = ["LEAST_WORKERS", "TWO_LEVEL_FROM", "Grid"]
 
 LEAST_WORKERS: Final = 4
 """With fewer there is one row only."""
-TWO_LEVEL_FROM: Final = 16
-"""Workers from which on two rounds of few messages cost less than one of many (`benchmarks/scale.py`)."""
+TWO_LEVEL_FROM: Final = 64
+"""Workers from which on two rounds of few frames cost less than one of many, by constants measured among up to 16 (`benchmarks/scale.py`)."""
 
 _LATEST: Final = struct.Struct(">I")
 
