@@ -60,7 +60,7 @@ class Sick:
     network: Network
     folder: Path
 
-    def doctor(self, *more: str, wait_seconds: int = 120, **settings: str) -> tuple[int, dict[str, Any]]:
+    def doctor(self, *more: str, wait_seconds: int = 180, **settings: str) -> tuple[int, dict[str, Any]]:
         """Exit code and JSON of the command, run on the driver's host."""
         given = {
             "spark.driver.host": self.network.driver_host,
